@@ -1,0 +1,53 @@
+# make demo, make test; make lint; make test-all for every CPython found. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+INTEROP := tests/interop
+PIP := -m pip --disable-pip-version-check -q
+
+.PHONY: demo test lint test-all clean
+
+demo:
+	@$(PYTHON) -m nodeipc demo
+
+test: $(VENV)/installed interop
+	$(VENV)/bin/python -X dev -m pytest $(PYTEST_ARGS)
+
+$(VENV)/installed: setup.cfg
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP) install -e '.[test]'
+	@touch $@
+
+# Real node-ipc peers. Install scripts are never run; see tests/interop/package.json for why exactly these versions.
+.PHONY: interop
+interop:
+	@if command -v npm >/dev/null && command -v node >/dev/null; then $(MAKE) -s $(INTEROP)/node_modules/installed; \
+	else echo 'no Node.js: the tests with node-ipc peers will be skipped'; fi
+
+$(INTEROP)/node_modules/installed: $(INTEROP)/package-lock.json
+	cd $(INTEROP) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# Tools of CI, in an environment of their own.
+lint: .venv-lint/installed
+	.venv-lint/bin/ruff check nodeipc tests examples setup.py
+	.venv-lint/bin/mypy
+
+.venv-lint/installed:
+	$(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/python $(PIP) install ruff mypy
+	@touch $@
+
+# Every CPython from 3.8 up on PATH or under pyenv, each in an environment of its own.
+test-all:
+	@seen=; failed=; \
+	for python in $$(seq -f python3.%g 8 20) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin/python3; do \
+	  version=$$($$python -c 'import sys; v = sys.version_info; v >= (3, 8) and print("%d.%d" % v[:2])' 2>/dev/null) || continue; \
+	  case "$$version: $$seen" in :*) continue;; *" $$version "*) continue;; esac; \
+	  seen="$$seen $$version "; echo "== CPython $$version"; \
+	  $(MAKE) -s test PYTHON=$$python VENV=.venv-$$version || failed="$$failed $$version"; \
+	done; \
+	echo "tested:$$seen"; [ -z "$$failed" ] || { echo "FAILED on:$$failed"; exit 1; }
+
+clean:
+	rm -rf .venv .venv-* $(INTEROP)/node_modules build dist *.egg-info

@@ -1,0 +1,42 @@
+"""Event messaging between processes, for synchronous Python, compatible with node-ipc.
+
+A server and its clients exchange JSON events over Unix sockets and TCP::
+
+    from nodeipc import ipc
+
+    ipc.config.id = 'world'
+    server = ipc.serve()
+
+    @server.on('message')
+    def answer(data, socket):
+        socket.emit('message', data + ' world!')
+
+    server.start()
+    ipc.wait()
+
+`ipc` is a ready-made instance, like node-ipc's module object; `IPC` makes independent ones.
+"""
+
+from .client import Client
+from .config import Config, Interface
+from .errors import ConfigError, EmitTimeout, IPCError, NotConnectedError, ProtocolError
+from .instance import IPC
+from .server import Server, Socket
+
+__all__ = [
+    'IPC',
+    'Client',
+    'Config',
+    'ConfigError',
+    'EmitTimeout',
+    'IPCError',
+    'Interface',
+    'NotConnectedError',
+    'ProtocolError',
+    'Server',
+    'Socket',
+    'ipc',
+]
+__version__ = '0.1.0'
+
+ipc = IPC()

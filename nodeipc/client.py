@@ -1,0 +1,459 @@
+"""The client of a stream server: it connects, finds its way back when the connection is lost, and emits.
+
+A client lives through many connections, one at a time. Its events, those of all its connections, are handled in order on
+one strand. The reactor thread connects, retries and closes; any thread emits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, overload
+
+from .address import Address, public
+from .config import DEFAULT_MAX_MESSAGE_SIZE, Config, seconds
+from .connection import Connection, Owner, log_level
+from .connector import Connector
+from .engine import Engine
+from .errors import EmitTimeout, NotConnectedError
+from .events import Emitter, F, Handler, Registration
+from .log import logger
+from .reactor import Timer
+from .wire import NO_DATA, Decoder, Encoder
+from .workers import Strand
+
+# A batch leaves when it has grown to this size: fewer, larger writes gain nothing more.
+_BATCH_BYTES = 64 << 10
+
+
+class Client(Emitter, Owner):
+    """A client of a Unix or TCP server, made by ``ipc.connect_to`` or ``ipc.connect_to_net``.
+
+    Events: ``connect`` (no arguments) each time the connection stands, ``disconnect`` each time it is lost or closed,
+    every type the server emits (data), ``error`` (exception), and ``destroy`` when no further retries will happen.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        address: Address,
+        config: Config,
+        engine: Engine,
+        log: Callable[..., Any],
+        removed: Callable[[Client], Any],
+    ) -> None:
+        super().__init__()
+        address.check()
+        self.id = id
+        self._address = address
+        self._config = config = config.copy()
+        self._engine = engine
+        self._reactor = engine.reactor
+        self._removed = removed
+        self._emit_timeout = seconds(config.emit_timeout)
+        self._max_message_size = config.max_message_size or DEFAULT_MAX_MESSAGE_SIZE
+        self._encode = Encoder(config.delimiter, self._max_message_size).encode
+        deliver: Callable[[str, Any], Any] = self._publish
+        if config.log_payloads:
+            encode = self._encode
+
+            def encode_logged(type: str, data: Any) -> bytes:
+                log(f'{self}: emitting', type, data)
+                return encode(type, data)
+
+            def deliver_logged(type: str, data: Any) -> None:
+                log(f'{self}: received', type, data)
+                self._publish(type, data)
+
+            self._encode, deliver = encode_logged, deliver_logged
+        self._strand = Strand(engine.workers, deliver)
+
+        # Guards the next five; notified when they change. Connection._lock is never taken inside it.
+        self._changed = threading.Condition()
+        self._connection: Optional[Connection] = None
+        self._closing = False
+        self._destroyed = False
+        self._finished = False  # destroyed, and the handlers have run
+        self._last_error: Optional[Exception] = None
+        self._batches: Dict[int, _Batch] = {}  # by thread; each entry is changed by its thread only
+
+        # The reactor thread's own. _socket is the connection until it is closed, _connection while it takes messages.
+        self._socket: Optional[Connection] = None
+        self._connector: Optional[Connector] = None
+        self._retry_timer: Optional[Timer] = None
+        self._failures = 0
+
+        # The strand's own, but for reading under _handlers_lock: whether `connect` was the last published of `connect`
+        # and `disconnect`, and for which connection.
+        self._announced = False
+        self._announcements = 0
+        self._dropped = 0
+        # Whether an error of a failed attempt waits to be handled: a second one would only pile up behind it.
+        self._attempt_error_queued = False
+
+        # Guarded by _changed: counters of the connections that are gone.
+        self._past = {'connections': 0, 'messages_in': 0, 'messages_out': 0, 'bytes_in': 0, 'bytes_out': 0}
+        self._errors = 0
+
+    def __str__(self) -> str:
+        return f'client {self.id!r} ({self._address})'
+
+    def __repr__(self) -> str:
+        state = 'destroyed' if self._destroyed else 'connected' if self.connected else 'not connected'
+        return f'<nodeipc.Client {self.id!r} {self._address} {state}>'
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self.disconnect()
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection stands."""
+        return self._connection is not None
+
+    @property
+    def address(self) -> Any:
+        """Where the server is: a socket path, or ``(host, port)``."""
+        return public(self._address)
+
+    @overload
+    def on(self, event: str) -> Callable[[F], F]: ...
+
+    @overload
+    def on(self, event: str, handler: F) -> F: ...
+
+    def on(self, event: str, handler: Optional[Handler] = None) -> Any:
+        """As `Emitter.on`. A ``connect`` handler that is added while connected is called at once, on a worker thread."""
+        return self._register(event, handler, once=False)
+
+    def emit(self, type: str, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
+        """Send one event to the server; return when it is in the hands of the connection.
+
+        Blocks while there is no connection or its queue is full, for `timeout` seconds (default: ``config.emit_timeout``
+        milliseconds). Raises `EmitTimeout` then, and nothing of the message was or will be sent; `NotConnectedError` if
+        the client is destroyed; TypeError or ValueError for data that JSON cannot carry; `ProtocolError` for a message
+        over ``config.max_message_size``. Any thread may emit; the messages of one thread arrive in order.
+        """
+        frame = self._encode(type, data)
+        if timeout is None:
+            timeout = self._emit_timeout
+        if self._batches:
+            batch = self._batches.get(threading.get_ident())
+            if batch is not None:
+                batch.add(frame, timeout)
+                return
+        self._send(frame, timeout, 1)
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[Client]:
+        """Join what this thread emits inside ``with client.batch():`` into few writes.
+
+        The messages leave when there are 64 KiB of them and at the end of the block, also when the block raises. An
+        emit that raises `EmitTimeout` or `NotConnectedError` inside a batch speaks for all that had not left by then.
+
+        >>> from nodeipc import IPC
+        >>> with IPC(id='batch-example') as ipc, ipc.serve() as server:
+        ...     client = ipc.connect_to('batch-example')
+        ...     with client.batch():
+        ...         for number in range(1000):
+        ...             client.emit('number', number)
+        """
+        me = threading.get_ident()
+        if me in self._batches:  # a batch in a batch: the outer one's
+            yield self
+            return
+        batch = self._batches[me] = _Batch(self._send)
+        try:
+            yield self
+        finally:
+            del self._batches[me]
+            batch.leave(self._emit_timeout)
+
+    def wait_connected(self, timeout: Optional[float] = None) -> bool:
+        """Wait up to `timeout` seconds until a connection stands; return whether it does.
+
+        Raises `NotConnectedError` if the client is destroyed.
+        """
+        with self._changed:
+            self._reactor.wait_for(self._changed, self._is_settled, timeout)
+            if self._destroyed or self._closing:
+                raise self._gone()
+            return self._connection is not None
+
+    def flush(self, timeout: Optional[float] = None) -> None:
+        """Wait up to `timeout` seconds (default: for ever) until all that was emitted is written to the system.
+
+        Raises `EmitTimeout`, or `NotConnectedError` if the connection is lost before.
+        """
+        batch = self._batches.get(threading.get_ident())
+        if batch is not None:
+            batch.leave(timeout)
+        connection = self._connection
+        if connection is not None:
+            connection.flush(timeout)
+
+    def disconnect(self, timeout: Optional[float] = None) -> None:
+        """Say goodbye: deliver what was emitted, close, and never retry. Idempotent.
+
+        Returns when the connection is closed and the handlers of this client have run, or, when called from a handler
+        of the same instance, as soon as the connection is closed. Events that arrive but were not handled by then are
+        dropped. After `timeout` seconds, or when the server takes nothing for ``config.stall_timeout``, the connection
+        is cut and an ``error`` event tells what was not delivered.
+        """
+        self._begin_disconnect()
+        if not self._wait_disconnected(timeout):
+            self._reactor.call(self._abort, EmitTimeout(f'{self}: not all was delivered within {timeout} s; connection cut'))
+            with self._changed:
+                self._reactor.wait_for(self._changed, lambda: self._destroyed, None)
+
+    def stats(self) -> Dict[str, int]:
+        """Return counters since the client was made: connections, messages and bytes in and out, bytes pending, errors."""
+        with self._changed:
+            stats = dict(self._past, errors=self._errors, pending_bytes=0)
+            connection = self._connection
+        if connection is not None:
+            _add(stats, connection)
+            stats['pending_bytes'] = connection.pending
+        return stats
+
+    # For the facade
+
+    def _start(self) -> None:
+        self._reactor.call(self._attempt)
+
+    def _begin_disconnect(self) -> None:
+        with self._changed:
+            first, self._closing = not self._closing, True
+            self._changed.notify_all()
+        self._removed(self)
+        if first:
+            self._reactor.call(self._goodbye)
+
+    def _wait_disconnected(self, timeout: Optional[float]) -> bool:
+        inside = self._engine.workers.inside
+        with self._changed:
+            return self._reactor.wait_for(
+                self._changed, lambda: self._destroyed if inside else self._finished, timeout
+            )
+
+    def _abandon(self) -> None:
+        """In a child made by fork: this client is the parent's."""
+        self._changed = threading.Condition()
+        self._handlers_lock = threading.Lock()
+        self._connection = None
+        self._closing = self._destroyed = self._finished = True
+        self._last_error = NotConnectedError('it belongs to the parent process; make a new IPC after fork')
+
+    # Emitting, any thread
+
+    def _send(self, frame: bytes, timeout: Optional[float], messages: int) -> None:
+        connection = self._connection
+        deadline = None if timeout is None else time.monotonic() + timeout
+        remaining = timeout
+        while True:
+            if connection is not None:
+                if connection.send(frame, remaining, messages):
+                    return
+                self._detach(connection)
+            if deadline is not None:
+                remaining = max(0.0, deadline - time.monotonic())
+            with self._changed:
+                settled = self._reactor.wait_for(self._changed, self._is_settled, remaining)
+                if self._destroyed or self._closing:
+                    raise self._gone()
+                if not settled:
+                    why = f'; the last attempt: {self._last_error}' if self._last_error else ''
+                    raise EmitTimeout(
+                        f'{self}: no connection within {timeout} s, nothing was sent; is the server running?{why}'
+                    )
+                connection = self._connection
+            if deadline is not None:
+                remaining = max(0.0, deadline - time.monotonic())
+
+    def _is_settled(self) -> bool:
+        return self._connection is not None or self._destroyed or self._closing
+
+    def _gone(self) -> NotConnectedError:
+        why = f': {self._last_error}' if self._last_error and not self._closing else ''
+        return NotConnectedError(f'{self} is {"disconnected" if self._closing else "destroyed, no retries left"}{why}; '
+                                 'make a new one with connect_to')
+
+    def _detach(self, connection: Connection) -> None:
+        """Let emits wait for the next connection."""
+        with self._changed:
+            if self._connection is connection:
+                self._connection = None
+
+    # Reactor thread
+
+    def _attempt(self) -> None:
+        self._retry_timer = None
+        if not self._closing:
+            self._connector = Connector(self._address, self._config, self._reactor, self._connected, self._refused)
+            self._connector.start()
+
+    def _connected(self, sock: socket.socket) -> None:
+        self._connector = None
+        self._failures = 0
+        config = self._config
+        connection = Connection(
+            sock,
+            str(self),
+            self,
+            self._reactor,
+            self._strand,
+            Decoder(config.delimiter, self._max_message_size),
+            config.max_pending_bytes,
+            config.stall_timeout / 1000,
+        )
+        self._socket = connection
+        self._strand.post(self._announce, True)
+        with self._changed:
+            self._past['connections'] += 1
+            self._connection = connection
+            self._changed.notify_all()
+        logger.debug('%s: connected', self)
+        connection.start()
+
+    def _refused(self, error: OSError) -> None:
+        self._connector = None
+        error = type(error)(error.errno, f'{self}: cannot connect: {error.strerror}')
+        self._last_error = error
+        logger.info('%s', error)
+        if not self._attempt_error_queued:
+            self._attempt_error_queued = True
+            self._strand.post(self._report_attempt)
+        self._retry_or_destroy()
+
+    def connection_ended(self, connection: Connection) -> None:
+        self._detach(connection)
+        connection.begin_close()
+
+    def connection_failed(self, connection: Connection, error: Exception) -> None:
+        self._last_error = error
+        logger.log(log_level(error), '%s', error)
+        self._strand.post(self._report, error)
+
+    def connection_closed(self, connection: Connection) -> None:
+        self._socket = None
+        self._detach(connection)
+        with self._changed:
+            _add(self._past, connection)
+        logger.debug('%s: the connection is closed', self)
+        self._strand.post(self._announce, False)
+        if self._closing:
+            self._destroy()
+        else:
+            self._retry_or_destroy()
+
+    def _retry_or_destroy(self) -> None:
+        config = self._config
+        if config.stop_retrying or (config.max_retries is not None and self._failures >= config.max_retries):
+            self._destroy()
+            return
+        delay = config.retry
+        if config.retry_max is not None:
+            # Half of it is left to chance: those who lost the same server at once do not return at once.
+            delay = min(config.retry_max, config.retry * 2.0 ** min(self._failures, 60)) * random.uniform(0.5, 1)
+        self._failures += 1
+        self._retry_timer = self._reactor.call_later(delay / 1000, self._attempt)
+
+    def _goodbye(self) -> None:
+        self._strand.deliver = self._drop
+        if self._destroyed:
+            return
+        if self._socket is not None:
+            self._socket.begin_close()
+            return
+        if self._connector is not None:
+            self._connector.cancel()
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+        self._destroy()
+
+    def _abort(self, error: Exception) -> None:
+        if self._socket is not None:
+            self._socket.abort(error)
+
+    def _destroy(self) -> None:
+        with self._changed:
+            self._destroyed = True
+            self._changed.notify_all()
+        self._strand.post(self._publish_destroy)
+
+    # On the strand
+
+    def _announce(self, connected: bool) -> None:
+        with self._handlers_lock:
+            self._announced = connected
+            self._announcements += connected
+            handlers = dict(self._handlers)
+        self._dispatch(handlers, 'connect' if connected else 'disconnect', ())
+
+    def _add(self, event: str, registration: Registration) -> None:
+        # Either _announce sees the registration, or this sees what it announced: both hold the lock.
+        with self._handlers_lock:
+            self._insert(event, registration)
+            announcement = self._announcements if self._announced else 0
+        if event == 'connect' and announcement:
+            self._strand.post(self._announce_late, registration, announcement)
+
+    def _announce_late(self, registration: Registration, announcement: int) -> None:
+        still_there = registration in self._handlers.get('connect', ())
+        if still_there and self._announced and self._announcements == announcement:
+            self._call('connect', registration, ())
+
+    def _report_attempt(self) -> None:
+        self._attempt_error_queued = False
+        error = self._last_error
+        if error is not None:
+            self._report(error)
+
+    def _report(self, error: BaseException) -> None:
+        with self._changed:
+            self._errors += 1
+        self._publish('error', error)
+
+    def _report_handler_error(self, error: BaseException, arguments: Tuple[Any, ...]) -> None:
+        self._report(error)
+
+    def _drop(self, type: str, data: Any) -> None:
+        self._dropped += 1
+
+    def _publish_destroy(self) -> None:
+        if self._dropped:
+            logger.info('%s: %d events that had arrived were dropped by disconnect()', self, self._dropped)
+        self._publish('destroy')
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+
+class _Batch:
+    """Frames of one thread that leave together."""
+
+    def __init__(self, send: Callable[[bytes, Optional[float], int], None]) -> None:
+        self._send = send
+        self._frames: List[bytes] = []
+        self._size = 0
+
+    def add(self, frame: bytes, timeout: Optional[float]) -> None:
+        self._frames.append(frame)
+        self._size += len(frame)
+        if self._size >= _BATCH_BYTES:
+            self.leave(timeout)
+
+    def leave(self, timeout: Optional[float]) -> None:
+        frames, self._frames, self._size = self._frames, [], 0
+        if frames:
+            self._send(b''.join(frames), timeout, len(frames))
+
+
+def _add(stats: Dict[str, int], connection: Connection) -> None:
+    for name in ('messages_in', 'messages_out', 'bytes_in', 'bytes_out'):
+        stats[name] += getattr(connection, name)

@@ -1,0 +1,269 @@
+"""The settings of an instance: one table of fields, each with its default, its check and its reason.
+
+`Config` is read once, when a server or a client is made; changing it later changes what is made later. A wrong value
+raises at the assignment, because that is where the mistake is.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
+
+from .errors import ConfigError
+
+Check = Callable[[Any], Optional[str]]
+
+
+class _Field(NamedTuple):
+    default: Callable[[], Any]
+    check: Check  # returns what the value must be, or None if it is that
+    reason: str
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else 'a non-empty str'
+
+
+def _any_text(value: Any) -> str | None:
+    return None if isinstance(value, str) else 'a str'
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else 'True or False'
+
+
+def _flag_or_none(value: Any) -> str | None:
+    return None if value is None or isinstance(value, bool) else 'True, False or None'
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and value == value and abs(value) != float('inf')
+
+
+def _port(value: Any) -> str | None:
+    return None if _is_int(value) and 0 <= value <= 65535 else 'an int from 0 to 65535'
+
+
+def _count(value: Any) -> str | None:
+    return None if _is_int(value) and value >= 0 else 'an int, 0 or more'
+
+
+def _count_or_none(value: Any) -> str | None:
+    return None if value is None or not _count(value) else 'an int, 0 or more, or None for no limit'
+
+
+def _size(value: Any) -> str | None:
+    return None if _is_int(value) and value > 0 else 'a number of bytes, 1 or more'
+
+
+def _size_or_none(value: Any) -> str | None:
+    return None if value is None or not _size(value) else 'a number of bytes, 1 or more, or None'
+
+
+def _milliseconds(value: Any) -> str | None:
+    return None if _is_number(value) and value >= 0 else 'a number of milliseconds, 0 or more'
+
+
+def _positive_milliseconds(value: Any) -> str | None:
+    return None if _is_number(value) and value > 0 else 'a number of milliseconds above 0'
+
+
+def _milliseconds_or_none(value: Any) -> str | None:
+    return None if value is None or not _milliseconds(value) else 'a number of milliseconds, 0 or more, or None'
+
+
+def _function(value: Any) -> str | None:
+    return None if callable(value) else 'a callable that takes one str'
+
+
+class Interface:
+    """Where outgoing TCP connections leave from; ``None`` everywhere leaves it to the system.
+
+    `local_address` is an IP address of this machine, `local_port` a port, `family` 4 or 6.
+
+    >>> Interface(local_address='127.0.0.1').local_address
+    '127.0.0.1'
+    """
+
+    __slots__ = ('family', 'local_address', 'local_port')
+
+    def __init__(
+        self, local_address: str | None = None, local_port: int | None = None, family: int | None = None
+    ) -> None:
+        self.local_address = local_address
+        self.local_port = local_port
+        self.family = family
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is not None:
+            if name == 'local_address' and not (isinstance(value, str) and value):
+                raise ConfigError(f'interface.local_address must be an IP address or None, not {value!r}')
+            if name == 'local_port' and _port(value):
+                raise ConfigError(f'interface.local_port must be {_port(value)} or None, not {value!r}')
+            if name == 'family' and value not in (4, 6):
+                raise ConfigError(f'interface.family must be 4, 6 or None, not {value!r}')
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        return (
+            f'Interface(local_address={self.local_address!r}, local_port={self.local_port!r}, family={self.family!r})'
+        )
+
+
+def _interface(value: Any) -> str | None:
+    return None if isinstance(value, Interface) else 'an Interface or a mapping of its fields'
+
+
+def default_socket_root() -> str:
+    """Return the directory node-ipc 14 puts its sockets in, so that both find each other unconfigured.
+
+    That is ``$XDG_RUNTIME_DIR/node-ipc/``, else ``node-ipc-<uid>/`` in the temporary directory as Node names it: the
+    first of ``TMPDIR``, ``TMP``, ``TEMP`` that is set, else ``/tmp`` (`tempfile.gettempdir` asks in another order).
+    """
+    runtime = os.environ.get('XDG_RUNTIME_DIR')
+    if runtime:
+        return os.path.join(os.path.normpath(runtime), 'node-ipc', '')
+    temporary = os.environ.get('TMPDIR') or os.environ.get('TMP') or os.environ.get('TEMP') or '/tmp'
+    user = os.getuid() if hasattr(os, 'getuid') else 'user'
+    return os.path.join(os.path.normpath(temporary), f'node-ipc-{user}', '')
+
+
+def _constant(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+_FIELDS: Dict[str, _Field] = {
+    'id': _Field(socket.gethostname, _text, "this service's name, the last part of its default socket path"),
+    'appspace': _Field(_constant('app.'), _any_text, 'namespace of socket paths'),
+    'socket_root': _Field(default_socket_root, _text, 'directory of sockets, a prefix that ends in a slash'),
+    'secure_socket_root': _Field(_constant(True), _flag, 'make the root owner-only, verify it, refuse symlinks'),
+    'network_host': _Field(_constant('127.0.0.1'), _text, 'TCP host when none is given'),
+    'network_port': _Field(_constant(8000), _port, 'TCP port when none is given'),
+    'delimiter': _Field(_constant('\f'), _text, 'ends a message; a form feed cannot stand raw in JSON'),
+    'retry': _Field(_constant(500), _milliseconds, 'ms between attempts to connect'),
+    'max_retries': _Field(_constant(None), _count_or_none, 'attempts in a row after the first; None: for ever'),
+    'stop_retrying': _Field(_constant(False), _flag, 'never try again'),
+    'retry_max': _Field(_constant(None), _milliseconds_or_none, 'ms up to which the delay doubles, with jitter'),
+    'emit_timeout': _Field(_constant(10000), _milliseconds_or_none, 'ms an emit may block; None: for ever'),
+    'connect_timeout': _Field(_constant(10000), _positive_milliseconds, 'ms one attempt to connect may take'),
+    'max_connections': _Field(_constant(100), _count, 'clients of one server; more are refused'),
+    'max_message_size': _Field(_constant(None), _size_or_none, 'bytes of one message; None: 64 MiB'),
+    'max_pending_bytes': _Field(_constant(8 << 20), _size, 'bytes that may wait to be written, per connection'),
+    'stall_timeout': _Field(_constant(5000), _positive_milliseconds, 'ms a peer may take nothing while it is waited for'),
+    'identify_peer': _Field(_constant(False), _flag, "copy a payload's id to socket.id"),
+    'readable_all': _Field(_constant(False), _flag, 'every user may read the socket file'),
+    'writable_all': _Field(_constant(False), _flag, 'every user may write to (connect to) the socket file'),
+    'unlink': _Field(_constant(True), _flag, 'replace the socket file of a dead server'),
+    'interface': _Field(Interface, _interface, 'where outgoing TCP connections leave from'),
+    'workers': _Field(
+        lambda: min(8, (os.cpu_count() or 1) + 4), _count, 'handler threads, at most; 0: handlers on the reactor thread'
+    ),
+    'silent': _Field(_constant(False), _flag, 'ipc.log prints nothing'),
+    'logger': _Field(_constant(print), _function, 'what ipc.log prints with'),
+    'log_in_color': _Field(_constant(None), _flag_or_none, 'colour in ipc.log; None: on a terminal only'),
+    'log_depth': _Field(_constant(5), _count_or_none, 'levels of nested values that ipc.log shows'),
+    'log_payloads': _Field(_constant(False), _flag, 'ipc.log every event that is sent or received'),
+}
+
+# JSON in one process needs no more; what is larger is a file. `fast` in node-ipc 14 has no limit at all, and a peer
+# could fill the memory.
+DEFAULT_MAX_MESSAGE_SIZE = 64 << 20
+
+
+class Config:
+    """The settings of an `IPC` instance. Durations are milliseconds, as in node-ipc; sizes are bytes.
+
+    Raises `ConfigError` for a value that a field cannot have, and AttributeError for a field that does not exist.
+
+    >>> config = Config(id='world', retry=1500)
+    >>> config.retry
+    1500
+    >>> config.rety = 5
+    Traceback (most recent call last):
+    AttributeError: there is no setting 'rety'; did you mean 'retry'?
+    """
+
+    __slots__ = tuple(_FIELDS)
+
+    id: str
+    appspace: str
+    socket_root: str
+    secure_socket_root: bool
+    network_host: str
+    network_port: int
+    delimiter: str
+    retry: float
+    max_retries: Optional[int]
+    stop_retrying: bool
+    retry_max: Optional[float]
+    emit_timeout: Optional[float]
+    connect_timeout: float
+    max_connections: int
+    max_message_size: Optional[int]
+    max_pending_bytes: int
+    stall_timeout: float
+    identify_peer: bool
+    readable_all: bool
+    writable_all: bool
+    unlink: bool
+    interface: Interface
+    workers: int
+    silent: bool
+    logger: Callable[[str], Any]
+    log_in_color: Optional[bool]
+    log_depth: Optional[int]
+    log_payloads: bool
+
+    def __init__(self, **settings: Any) -> None:
+        for name, field in _FIELDS.items():
+            super().__setattr__(name, field.default())
+        self.update(settings)
+
+    def update(self, settings: Mapping[str, Any]) -> None:
+        """Assign several settings; raises as the assignments would."""
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    def copy(self) -> Config:
+        """Return an independent copy."""
+        twin = copy.copy(self)
+        twin.interface = copy.copy(self.interface)
+        return twin
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        field = _FIELDS.get(name)
+        if field is None:
+            raise AttributeError(_unknown(name))
+        if name == 'interface' and isinstance(value, Mapping):
+            try:
+                value = Interface(**value)
+            except TypeError as error:
+                raise ConfigError(f'interface takes local_address, local_port and family ({error})') from None
+        wanted = field.check(value)
+        if wanted:
+            raise ConfigError(f'{name} must be {wanted}, not {value!r} ({field.reason})')
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(_unknown(name))
+
+    def __repr__(self) -> str:
+        return 'Config({})'.format(', '.join(f'{name}={getattr(self, name)!r}' for name in _FIELDS))
+
+
+def _unknown(name: str) -> str:
+    import difflib  # for the mistake only
+
+    near = difflib.get_close_matches(name, _FIELDS, n=1, cutoff=0)
+    return f'there is no setting {name!r}; did you mean {near[0]!r}?'
+
+
+def seconds(milliseconds: float | None) -> float | None:
+    """Convert a setting to what the standard library takes."""
+    return None if milliseconds is None else milliseconds / 1000

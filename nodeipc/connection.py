@@ -1,0 +1,472 @@
+"""One connected stream socket: reading into events, writing from any thread, and a goodbye that loses nothing.
+
+Servers and clients own connections and decide what their events mean; a connection knows the wire, the reactor and a
+strand, and no role. Only the reactor thread reads and closes the socket. Any thread writes: directly when nothing
+waits, else behind the queue that the reactor drains.
+
+The life of a connection: open; then, when either side is done, *closing* (no more sends; what is queued is written, what
+arrives is discarded), *half-closed* (our end is sent, the peer's is awaited, because closing a TCP socket with unread
+input resets it and destroys what is in flight), closed. `abort` goes straight to the last.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import threading
+from collections import deque
+from typing import Any, Callable, Deque, List, Optional, Tuple, Union
+
+from .errors import EmitTimeout, IPCError, NotConnectedError, ProtocolError
+from .reactor import READ, WRITE, Owned, Reactor, Timer
+from .wire import BACKPRESSURE, Decoder
+from .workers import Strand
+
+# Larger receive buffers are mapped and unmapped by the allocator for each call, which costs more than the call.
+_RECEIVE_BYTES = 64 << 10
+
+# Small frames that wait are joined up to this size: fewer system calls, and no object for each.
+_BLOCK_BYTES = 64 << 10
+
+# What one turn of the reactor writes for one connection, and with its lock held.
+_FLUSH_BYTES = 1 << 20
+
+_NO_SIGPIPE = getattr(socket, 'MSG_NOSIGNAL', 0)
+
+Block = Union[bytes, bytearray, memoryview]
+
+
+class Owner:
+    """What a connection tells its server's socket or its client, on the reactor thread."""
+
+    __slots__ = ()
+
+    def connection_ended(self, connection: Connection) -> None:
+        """The peer will send no more. The owner calls `begin_close` when it has nothing more to send either."""
+        raise NotImplementedError
+
+    def connection_failed(self, connection: Connection, error: Exception) -> None:
+        """Something is to be reported."""
+        raise NotImplementedError
+
+    def connection_closed(self, connection: Connection) -> None:
+        """The socket is closed. The last call."""
+        raise NotImplementedError
+
+
+class Connection(Owned):
+    """A connected stream socket. `name` is what error messages call the other end."""
+
+    __slots__ = (
+        '_closing', '_decoder', '_discard', '_ended', '_half_closed', '_lock', '_max_pending', '_open', '_outbox', '_owner',
+        '_peeked', '_pending', '_reactor', '_reading', '_room', '_sock', '_stall', '_strand', '_timer', '_watched',
+        'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        name: str,
+        owner: Owner,
+        reactor: Reactor,
+        strand: Strand,
+        decoder: Decoder,
+        max_pending: int,
+        stall_timeout: float,
+    ) -> None:
+        self._sock = sock
+        self.name = name
+        self._owner = owner
+        self._reactor = reactor
+        self._strand = strand
+        self._decoder = decoder
+        self._max_pending = max_pending
+        self._stall = stall_timeout
+
+        # Guards everything that sending touches: _open, _outbox, _pending, _room and the two counters after them, and
+        # each write to the socket, so that frames never interleave. Held for a non-blocking write at most, never while
+        # code of the application runs; the reactor takes it. No other lock is taken inside it.
+        self._lock = threading.Lock()
+        self._open = True
+        self._outbox: Deque[Block] = deque()
+        self._pending = 0
+        self._room: Optional[threading.Condition] = None  # made when somebody has to wait
+        self.messages_out = 0
+        self.bytes_out = 0
+
+        # The reactor thread's own, readable for statistics.
+        self.messages_in = 0
+        self.bytes_in = 0
+        self.closed = False
+        self._reading = False
+        self._discard = False
+        self._ended = False  # the peer's end was read
+        self._closing = False
+        self._half_closed = False
+        self._watched = 0
+        self._timer: Optional[Timer] = None
+        self._peeked: Optional[Tuple[int, int]] = None
+
+    # Any thread
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages are accepted."""
+        return self._open
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were accepted and are not written."""
+        return self._pending
+
+    def send(self, frame: bytes, timeout: Optional[float], messages: int = 1) -> bool:
+        """Accept all of `frame`, which holds `messages`, or nothing: write it, or queue it behind the pending limit.
+
+        Waits up to `timeout` seconds for room, then raises EmitTimeout. Returns False if the connection is not open, or
+        not any more: then nothing of the frame will arrive as a message.
+        """
+        with self._lock:
+            if self._pending > self._max_pending and self._open and not self._wait(self._has_room, timeout):
+                raise EmitTimeout(
+                    f'{self.name} takes no more: {self._pending} bytes are waiting to be written and no room came within '
+                    f'{timeout} s; emit less, wait longer, or raise config.max_pending_bytes'
+                )
+            return self._open and self._write(frame, messages)
+
+    def queue(self, frame: bytes) -> bool:
+        """Accept `frame` whatever is queued; True if the queue is over its limit now."""
+        with self._lock:
+            if self._open:
+                self._write(frame, 1)
+            return self._open and self._pending > self._max_pending
+
+    def wait_for_room(self) -> None:
+        """Wait until the queue is within its limit, and cut off a peer that takes nothing for the stall timeout."""
+        with self._lock:
+            while True:
+                before = self.bytes_out
+                if self._wait(self._has_room, self._stall):
+                    return
+                if self.bytes_out == before:
+                    break
+            error = self._stalled()
+        self._reactor.call(self.abort, error)
+
+    def flush(self, timeout: Optional[float]) -> None:
+        """Wait until everything accepted is written. Raises EmitTimeout, or NotConnectedError if it will not be."""
+        with self._lock:
+            if not self._wait(self._is_flushed, timeout):
+                raise EmitTimeout(f'{self._pending} bytes for {self.name} were not written within {timeout} s')
+            if self._pending:
+                raise NotConnectedError(f'the connection to {self.name} was lost with {self._pending} bytes not written')
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have a method of this connection called on its reactor thread."""
+        self._reactor.call(function, *arguments)
+
+    # Reactor thread
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._reactor.owned.add(self)
+        self._strand.on_drained = self._drained
+        self._reading = True
+        self._update()
+
+    def stop_reading(self) -> None:
+        """Read no more until the goodbye."""
+        if not self._discard:
+            self._closing = True
+            self._reading = False
+            self._update()
+
+    def begin_close(self) -> None:
+        """Say goodbye: accept no more, write what is queued, then wait for the peer's end, then close."""
+        if self.closed or self._discard:
+            return
+        self._closing = True
+        self._discard = True
+        self._refuse_sends()
+        self._reading = not self._ended
+        self._peeked = (self.bytes_out, _kernel_queue(self._sock))
+        self._timer = self._reactor.call_later(self._stall, self._check_progress)
+        if self._pending:
+            self._update()
+        else:
+            self._half_close()
+
+    def abort(self, error: Optional[Exception] = None) -> None:
+        """Close now, and report `error` and what was not written."""
+        if self.closed:
+            return
+        self.closed = True  # before the next line, which wakes those who wait in flush()
+        self._refuse_sends()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._reading = False
+        self._reactor.watch(self._sock, self._watched, 0, self._ready)
+        self._watched = 0
+        self._sock.close()
+        self._reactor.owned.discard(self)
+        if error is not None:
+            self._owner.connection_failed(self, error)
+        if self._pending and (not isinstance(error, ProtocolError) or error.code != BACKPRESSURE):
+            self._owner.connection_failed(
+                self,
+                NotConnectedError(
+                    f'{self._pending} bytes that were emitted to {self.name} were not delivered: the connection is closed'
+                ),
+            )
+        self._owner.connection_closed(self)
+
+    def abandon(self) -> None:
+        # The lock may be held for ever by a thread that the fork did not copy.
+        self._lock = threading.Lock()
+        self._open = False
+        self.closed = True
+        self._sock.close()
+
+    # Sending, with the lock held
+
+    def _has_room(self) -> bool:
+        return self._pending <= self._max_pending or not self._open
+
+    def _is_flushed(self) -> bool:
+        return not self._pending or self.closed
+
+    def _wait(self, predicate: Callable[[], bool], timeout: Optional[float]) -> bool:
+        if predicate():
+            return True
+        if self._room is None:
+            self._room = threading.Condition(self._lock)
+        return self._reactor.wait_for(self._room, predicate, timeout)
+
+    def _write(self, frame: bytes, messages: int) -> bool:
+        """Write or queue `frame`; False if the socket turns out to be dead."""
+        outbox = self._outbox
+        if outbox:
+            tail = outbox[-1]
+            if tail.__class__ is bytearray and len(tail) < _BLOCK_BYTES:
+                tail += frame
+            else:
+                outbox.append(bytearray(frame) if len(frame) < _BLOCK_BYTES else frame)
+            self._pending += len(frame)
+        else:
+            try:
+                sent = self._sock.send(frame, _NO_SIGPIPE)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self._broken(error)
+                return False
+            except BaseException:
+                # A signal handler raised (Ctrl-C) and nobody knows how much of the frame has left.
+                self._open = False
+                self._reactor.call(self.abort, IPCError(f'sending to {self.name} was interrupted; the connection is closed'))
+                raise
+            self.bytes_out += sent
+            if sent < len(frame):
+                outbox.append(memoryview(frame)[sent:])
+                self._pending = len(frame) - sent
+                self._reactor.call(self._update)
+        self.messages_out += messages
+        return True
+
+    def _broken(self, error: OSError) -> None:
+        """Accept no more. What the peer sent before it went is still read, up to the end that this provokes."""
+        self._open = False
+        if self._room is not None:
+            self._room.notify_all()
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._reactor.call(self._send_failed, error)
+
+    def _stalled(self) -> ProtocolError:
+        return ProtocolError(
+            BACKPRESSURE,
+            f'{self.name} took nothing for {self._stall} s with {self._pending} bytes waiting; it is cut off '
+            '(config.stall_timeout)',
+        )
+
+    # Reactor thread
+
+    def _refuse_sends(self) -> None:
+        with self._lock:
+            self._open = False
+            if self._room is not None:
+                self._room.notify_all()
+
+    def _update(self) -> None:
+        if not self.closed:
+            wanted = (READ if self._reading else 0) | (WRITE if self._outbox else 0)
+            self._reactor.watch(self._sock, self._watched, wanted, self._ready)
+            self._watched = wanted
+
+    def _ready(self, mask: int) -> None:
+        if mask & WRITE and not self.closed:
+            self._flush()
+        if mask & READ and self._reading:
+            self._read()
+
+    def _flush(self) -> None:
+        budget = _FLUSH_BYTES
+        outbox = self._outbox
+        failure: Optional[OSError] = None
+        with self._lock:
+            while outbox and budget > 0:
+                head = outbox[0]
+                try:
+                    sent = self._sock.send(head, _NO_SIGPIPE)
+                except (BlockingIOError, InterruptedError):
+                    break
+                except OSError as error:
+                    failure = error
+                    break
+                self.bytes_out += sent
+                self._pending -= sent
+                budget -= sent
+                if sent == len(head):
+                    outbox.popleft()
+                elif isinstance(head, bytearray):
+                    del head[:sent]
+                else:
+                    outbox[0] = memoryview(head)[sent:]
+            if self._room is not None and self._pending <= self._max_pending:
+                self._room.notify_all()
+            if failure is not None:
+                self._broken(failure)
+        if not outbox:
+            self._update()
+            if self._discard and not self._half_closed:
+                self._half_close()
+
+    def _send_failed(self, error: OSError) -> None:
+        """Nothing more can be written. Report what was queued, and close unless there is something left to read."""
+        if self.closed:
+            return
+        if self._ended or self._discard:
+            self.abort(error if self._pending else None)
+            return
+        with self._lock:
+            lost = self._pending
+            self._outbox.clear()
+            self._pending = 0
+        self._update()
+        if lost:
+            self._owner.connection_failed(
+                self,
+                NotConnectedError(
+                    f'{lost} bytes that were emitted to {self.name} were not delivered: {error.strerror or error}'
+                ),
+            )
+
+    def _read(self) -> None:
+        try:
+            chunk = self._sock.recv(_RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            # Not worth an error event of its own when we were leaving anyway, or when it is how we learn of the end.
+            if self._discard or not self._open:
+                self.abort()
+            else:
+                self.abort(OSError(error.errno, f'the connection to {self.name} was lost: {error.strerror}'))
+            return
+        if not chunk:
+            self._end_of_input()
+            return
+        self.bytes_in += len(chunk)
+        if self._discard:
+            return
+        events: List[Tuple[Any, ...]] = []
+        before = self._decoder.pending
+        failure: Optional[Exception] = None
+        try:
+            events.extend(self._decoder.feed(chunk))
+        except ProtocolError as error:
+            failure = ProtocolError(error.code, f'{self.name}: {error.args[0]}')
+        except Exception as error:  # MemoryError, or a defect: this connection's fault alone
+            failure = error
+        if events:
+            self.messages_in += len(events)
+            if self._strand.post_events(events, before + len(chunk) - self._decoder.pending):
+                self._reading = False
+                self._update()
+        if failure is not None:
+            self.abort(failure)
+
+    def _drained(self) -> None:
+        self._reactor.call(self._resume)
+
+    def _resume(self) -> None:
+        if not (self._closing or self._ended or self.closed):
+            self._reading = True
+            self._update()
+
+    def _end_of_input(self) -> None:
+        self._ended = True
+        self._reading = False
+        self._update()
+        if self._half_closed:
+            self.abort()
+        elif self._discard:
+            return  # what is queued is still being written
+        elif self._decoder.pending:
+            self.abort(
+                ProtocolError(
+                    'ERR_IPC_INVALID_MESSAGE',
+                    f'{self.name}: the connection ended inside a message, after {self._decoder.pending} bytes of it',
+                )
+            )
+        elif not self._open:
+            self.abort()  # nothing could be sent any more
+        else:
+            self._owner.connection_ended(self)
+
+    def _half_close(self) -> None:
+        self._half_closed = True
+        if self._ended:
+            self.abort()
+            return
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.abort()
+            return
+        self._update()
+
+    def _check_progress(self) -> None:
+        """Every stall timeout of a goodbye: cut off a peer that took nothing since the last time."""
+        unread = _kernel_queue(self._sock)
+        before, self._peeked = self._peeked, (self.bytes_out, unread)
+        if self._peeked != before:
+            self._timer = self._reactor.call_later(self._stall, self._check_progress)
+        elif self._pending or unread:
+            self.abort(
+                ProtocolError(
+                    BACKPRESSURE,
+                    f'{self.name} took nothing for {self._stall} s; {self._pending + unread} bytes may not have been '
+                    'delivered (config.stall_timeout)',
+                )
+            )
+        else:
+            self.abort()  # the peer's system has it all; only the peer's end is missing, and it had its time
+
+
+def log_level(error: Exception) -> int:
+    """A peer that breaks the rules or loses data is worth a warning; one that goes away is not."""
+    return logging.WARNING if isinstance(error, IPCError) else logging.INFO
+
+
+def _kernel_queue(sock: socket.socket) -> int:
+    """Return how many bytes the peer's system has not taken (Unix: the peer has not read); 0 where nobody tells."""
+    try:
+        import fcntl
+        import termios
+
+        return int(struct.unpack('i', fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b'\0\0\0\0'))[0])
+    except (ImportError, OSError):
+        return 0

@@ -1,0 +1,187 @@
+"""One attempt to connect: look the name up, try the addresses in turn, give a connected socket or an error.
+
+Clients make one for each attempt. Everything happens on the reactor thread, but for looking up a name, which may take
+long and therefore has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from typing import Any, Callable, List, Optional, Tuple
+
+from .address import Address, SocketAddress, TCPAddress, UnixAddress, resolve
+from .config import Config
+from .reactor import WRITE, Owned, Reactor, Timer
+
+# A Unix server whose backlog is full refuses at once instead of letting us wait; so we ask again.
+_BACKLOG_RETRY_SECONDS = 0.02
+
+
+class Connector(Owned):
+    """An attempt to connect that ends in `connected` or `failed`, on the reactor thread, unless cancelled."""
+
+    __slots__ = (
+        '_address', '_candidates', '_config', '_connected', '_done', '_error', '_failed', '_reactor', '_sock', '_timer',
+        '_watched',
+    )
+
+    def __init__(
+        self,
+        address: Address,
+        config: Config,
+        reactor: Reactor,
+        connected: Callable[[socket.socket], Any],
+        failed: Callable[[OSError], Any],
+    ) -> None:
+        self._address = address
+        self._config = config
+        self._reactor = reactor
+        self._connected = connected
+        self._failed = failed
+        self._candidates: List[Tuple[int, SocketAddress]] = []
+        self._sock: Optional[socket.socket] = None
+        self._watched = 0
+        self._timer: Optional[Timer] = None
+        self._error: Optional[OSError] = None
+        self._done = False
+
+    def start(self) -> None:
+        """Begin. Reactor thread."""
+        self._reactor.owned.add(self)
+        self._timer = self._reactor.call_later(self._config.connect_timeout / 1000, self._timed_out)
+        address = self._address
+        if isinstance(address, UnixAddress):
+            self._found([(socket.AF_UNIX, address.path)])
+            return
+        try:
+            candidates = resolve(address, self._config.interface.family, numeric=True)
+        except (OSError, UnicodeError):
+            try:
+                threading.Thread(target=self._look_up, args=(address,), name='nodeipc-lookup', daemon=True).start()
+            except RuntimeError as error:
+                self._fail(OSError(errno.EAGAIN, f'no thread to look up {address.host!r} ({error})'))
+        else:
+            self._found(candidates)
+
+    def cancel(self) -> None:
+        """Give up, silently. Reactor thread."""
+        if not self._done:
+            self._finish()
+            self._close_socket()
+
+    def abandon(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+
+    def _look_up(self, address: TCPAddress) -> None:
+        try:
+            candidates = resolve(address, self._config.interface.family)
+        except (OSError, UnicodeError) as error:
+            message = getattr(error, 'strerror', None) or str(error)
+            failure = OSError(getattr(error, 'errno', None), f'cannot look up {address.host!r}: {message}')
+            self._reactor.call(self._fail, failure)
+        else:
+            self._reactor.call(self._found, candidates)
+
+    def _found(self, candidates: List[Tuple[int, SocketAddress]]) -> None:
+        if not self._done:
+            self._candidates = candidates
+            self._try_next()
+
+    def _try_next(self) -> None:
+        while self._candidates:
+            family, where = self._candidates[0]
+            try:
+                sock = self._sock = self._open(family)
+                code = sock.connect_ex(where)
+            except OSError as error:
+                self._next_after(error)
+                continue
+            if code == 0:
+                self._succeed()
+                return
+            if code == errno.EAGAIN and family == getattr(socket, 'AF_UNIX', None):
+                self._close_socket()
+                self._reactor.call_later(_BACKLOG_RETRY_SECONDS, self._resume)
+                return
+            if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+                self._reactor.watch(sock, 0, WRITE, self._ready)
+                self._watched = WRITE
+                return
+            self._next_after(OSError(code, os.strerror(code)))
+        self._fail(self._error or OSError(errno.EADDRNOTAVAIL, 'the name has no address'))
+
+    def _resume(self) -> None:
+        if not self._done:
+            self._try_next()
+
+    def _open(self, family: int) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            interface = self._config.interface
+            if isinstance(self._address, TCPAddress):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if interface.local_address or interface.local_port:
+                    if interface.local_port:  # or a reconnect would find it in TIME_WAIT
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    anywhere = '::' if family == socket.AF_INET6 else '0.0.0.0'
+                    sock.bind((interface.local_address or anywhere, interface.local_port or 0))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _ready(self, mask: int) -> None:
+        sock = self._sock
+        assert sock is not None
+        self._reactor.watch(sock, self._watched, 0, self._ready)
+        self._watched = 0
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code and isinstance(self._address, TCPAddress):
+            try:
+                # A port that nobody listens on and that the system lent to this very socket: TCP connects it to itself.
+                code = errno.ECONNREFUSED if sock.getsockname() == sock.getpeername() else 0
+            except OSError as error:  # connected and reset since
+                code = error.errno or errno.ECONNRESET
+        if code:
+            self._next_after(OSError(code, os.strerror(code)))
+            self._try_next()
+        else:
+            self._succeed()
+
+    def _next_after(self, error: OSError) -> None:
+        self._error = error
+        self._close_socket()
+        del self._candidates[0]
+
+    def _timed_out(self) -> None:
+        self._fail(OSError(errno.ETIMEDOUT, f'no answer within connect_timeout ({self._config.connect_timeout} ms)'))
+
+    def _succeed(self) -> None:
+        self._finish()
+        sock, self._sock = self._sock, None
+        assert sock is not None
+        self._connected(sock)
+
+    def _fail(self, error: OSError) -> None:
+        if not self._done:
+            self._finish()
+            self._close_socket()
+            self._failed(error)
+
+    def _finish(self) -> None:
+        self._done = True
+        self._reactor.owned.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _close_socket(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._reactor.watch(sock, self._watched, 0, self._ready)
+            self._watched = 0
+            sock.close()

@@ -1,0 +1,350 @@
+"""The facade: an instance with node-ipc's names, its server, its clients, and their common end.
+
+An instance runs on an `Engine` that is made with its first endpoint and ends with `close`; afterwards the instance can be
+used again. At interpreter exit every open instance is closed, and in a child made by fork every instance starts afresh.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+from .address import Address, TCPAddress, UnixAddress, bound_address
+from .client import Client
+from .config import Config
+from .engine import Engine
+from .events import Handler, max_positional
+from .log import render
+from .server import Server
+
+# How long the interpreter's exit waits for handlers that are still running.
+_EXIT_SECONDS = 5.0
+
+Path = Union[str, 'os.PathLike[str]']
+
+
+class Clients:
+    """The clients of an instance by id, as attributes or items: ``ipc.of.world``, ``ipc.of['my-service']``."""
+
+    def __init__(self, clients: Dict[str, Client]) -> None:
+        self.__clients = clients
+
+    def __getattr__(self, id: str) -> Client:
+        try:
+            return self.__clients[id]
+        except KeyError:
+            raise AttributeError(self.__missing(id)) from None
+
+    def __getitem__(self, id: str) -> Client:
+        try:
+            return self.__clients[id]
+        except KeyError:
+            raise KeyError(self.__missing(id)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self.__clients))
+
+    def __contains__(self, id: object) -> bool:
+        return id in self.__clients
+
+    def __len__(self) -> int:
+        return len(self.__clients)
+
+    def __dir__(self) -> List[str]:
+        return list(self.__clients)
+
+    def __repr__(self) -> str:
+        return f'<nodeipc clients {list(self.__clients)}>'
+
+    def __missing(self, id: str) -> str:
+        known = ', '.join(map(repr, self.__clients)) or 'there is none yet'
+        return f'no client {id!r}; use connect_to first (clients: {known})'
+
+
+class IPC:
+    """An independent instance, with a server, clients and threads of its own.
+
+    `config` is a `Config`, or the instance makes one; `settings` are `Config` fields. Raises `ConfigError` for a wrong
+    value and AttributeError for an unknown field.
+
+    >>> with IPC(id='example', retry=1500) as ipc:
+    ...     ipc.config.retry
+    1500
+    """
+
+    def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
+        self.config = Config() if config is None else config
+        """The settings; read when a server or client is made, so set them first."""
+        self.config.update(settings)
+        self._reset()
+        self.server: Optional[Server] = None
+        """The server that `serve` or `serve_net` made last, or None."""
+
+    def _reset(self) -> None:
+        # Guards the four below; nothing else is locked or called while it is held.
+        self._lock = threading.Lock()
+        self._engine: Optional[Engine] = None
+        self._servers: List[Server] = []
+        self._clients: Dict[str, Client] = {}
+        self._leaving: List[Client] = []  # no longer in `of`, perhaps not closed
+        self.of = Clients(self._clients)
+
+    def __repr__(self) -> str:
+        state = 'open' if self._engine else 'closed'
+        return f'<nodeipc.IPC {self.config.id!r} {state}, server: {self.server}, clients: {list(self._clients)}>'
+
+    def __enter__(self) -> IPC:
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self.close()
+
+    def serve(self, path: Any = None, callback: Optional[Handler] = None, *, sock: Any = None) -> Server:
+        """Make the Unix-socket server, set `server` to it and return it; ``server.start()`` makes it listen.
+
+        `path` defaults to ``config.socket_root + config.appspace + config.id``; one that begins with a NUL is a name in
+        Linux's abstract namespace. `callback` is called, with the server if it takes an argument, when the address is
+        bound and before anybody is accepted. `sock` is a stream socket that is bound already. Either positional
+        argument may be left out. Raises OSError for a path the system cannot have.
+
+        >>> server = IPC(id='serve-example').serve()
+        >>> server.address.endswith('app.serve-example')
+        True
+        """
+        (path, callback) = _in_order('serve', (path, callback), ((str, os.PathLike), _CALLBACK))
+        address = self._path(path, self.config.id) if sock is None else bound_address(sock)
+        return self._serve(address, callback, sock)
+
+    def serve_net(
+        self, host: Any = None, port: Any = None, callback: Optional[Handler] = None, *, sock: Any = None
+    ) -> Server:
+        """Make the TCP server, set `server` to it and return it; ``server.start()`` makes it listen.
+
+        `host` and `port` default to ``config.network_host`` and ``config.network_port``; port 0 lets the system choose,
+        and ``server.address`` tells. `callback` and `sock` are those of `serve`. Arguments may be left out as long as
+        they stay in order: ``serve_net(8001, ready)``.
+        """
+        host, port, callback = _in_order('serve_net', (host, port, callback), (str, int, _CALLBACK))
+        address = self._net(host, port) if sock is None else bound_address(sock)
+        return self._serve(address, callback, sock)
+
+    def connect_to(self, id: str, path: Any = None, callback: Optional[Handler] = None) -> Client:
+        """Make a client of a Unix-socket server, put it in `of`, call `callback`, start connecting, return the client.
+
+        `path` defaults to ``config.socket_root + config.appspace + id``. `callback` is called, with the client if it
+        takes an argument, before anything can happen, so that handlers registered in it miss nothing. If there is a
+        connected client of this id already, the callback is called and that client returned; one that is not connected
+        is replaced. Raises OSError for a path the system cannot have, ValueError for an id that is in use for another
+        address.
+        """
+        _check_id(id)
+        path, callback = _in_order('connect_to', (path, callback), ((str, os.PathLike), _CALLBACK))
+        return self._connect(id, self._path(path, id), callback)
+
+    def connect_to_net(
+        self, id: str, host: Any = None, port: Any = None, callback: Optional[Handler] = None
+    ) -> Client:
+        """As `connect_to`, over TCP. `host` and `port` default to ``config.network_host`` and ``config.network_port``.
+
+        Arguments may be left out as long as they stay in order: ``connect_to_net('world', 8001, ready)``.
+        """
+        _check_id(id)
+        host, port, callback = _in_order('connect_to_net', (host, port, callback), (str, int, _CALLBACK))
+        return self._connect(id, self._net(host, port), callback)
+
+    def disconnect(self, id: str) -> None:
+        """Say goodbye to a server: what was emitted is delivered, then the client is closed and leaves `of`.
+
+        An id that is not there is ignored. See `Client.disconnect`.
+        """
+        client = self._clients.get(id)
+        if client is not None:
+            client.disconnect()
+
+    def log(self, *values: Any) -> None:
+        """Print `values`, joined by spaces, with ``config.logger``, unless ``config.silent``."""
+        config = self.config
+        if not config.silent:
+            config.logger(render(values, config.log_depth, config.log_in_color))
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        """Block until the instance is closed (True) or `timeout` seconds are over (False).
+
+        Ctrl-C closes the instance and returns True. An instance without server or clients is closed. Raises
+        RuntimeError in a handler, where it would wait for its own end.
+        """
+        engine = self._engine
+        if engine is None:
+            return True
+        if engine.workers.inside:
+            raise RuntimeError('wait() in a handler would wait for the handler; call it in the main program')
+        try:
+            return engine.closed.wait(timeout)
+        except KeyboardInterrupt:
+            self.close()
+            return True
+
+    def close(self, timeout: Optional[float] = None) -> None:
+        """Stop the server and every client, then end the threads. Idempotent; the instance can be used again after.
+
+        What was emitted is delivered and handlers of what has arrived finish, within `timeout` seconds if given, as
+        `Server.stop` and `Client.disconnect` say. Called from a handler of this instance it returns at once, and a
+        thread of its own does the rest.
+        """
+        engine = self._engine
+        if engine is not None and engine.workers.inside:
+            threading.Thread(target=self._close, args=(timeout,), name='nodeipc-close', daemon=True).start()
+        else:
+            self._close(timeout)
+
+    def _close(self, timeout: Optional[float] = None, handlers: Optional[float] = None) -> None:
+        with self._lock:
+            engine, self._engine = self._engine, None
+            servers, self._servers = self._servers, []
+            clients = [*self._clients.values(), *self._leaving]
+            self._clients.clear()
+            self._leaving.clear()
+        if engine is None:
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for server in servers:
+            server._begin_stop()
+        for server in servers:
+            server._wait_stopped(_remaining(deadline), handlers)
+        for client in clients:
+            client._begin_disconnect()
+        for client in clients:
+            client.disconnect(_remaining(deadline))
+        engine.close()
+        _open_instances.pop(id(engine), None)
+
+    def _serve(self, address: Address, callback: Optional[Handler], sock: Any) -> Server:
+        if isinstance(address, UnixAddress):
+            address.check()
+        server = Server(address, self.config, self._started, self.log, callback, sock)
+        self.server = server
+        return server
+
+    def _started(self, server: Server) -> Engine:
+        engine = self._running()
+        with self._lock:
+            if server not in self._servers:
+                self._servers.append(server)
+        return engine
+
+    def _running(self) -> Engine:
+        with self._lock:
+            if self._engine is None:
+                self._engine = Engine(self.config.workers)
+                _open_instances[id(self._engine)] = self
+            return self._engine
+
+    def _connect(self, id: str, address: Address, callback: Optional[Handler]) -> Client:
+        old = self._clients.get(id)
+        if old is not None and old.connected:
+            if old._address != address:
+                raise ValueError(f'{old} is connected; disconnect it before you give its id to {address}')
+            client = old
+        else:
+            if old is not None:
+                old.disconnect()
+            client = Client(id, address, self.config, self._running(), self.log, self._removed)
+            with self._lock:
+                self._clients[id] = client
+        if callback is not None:
+            try:
+                callback(*(() if max_positional(callback) == 0 else (client,)))
+            except BaseException:
+                if client is not old:
+                    client.disconnect()
+                raise
+        if client is not old:
+            client._start()
+        return client
+
+    def _removed(self, client: Client) -> None:
+        with self._lock:
+            if self._clients.get(client.id) is client:
+                del self._clients[client.id]
+                self._leaving = [other for other in self._leaving if not other._finished]
+                self._leaving.append(client)
+
+    def _path(self, path: Optional[Path], id: str) -> UnixAddress:
+        config = self.config
+        return UnixAddress(os.fspath(path) if path else f'{config.socket_root}{config.appspace}{id}')
+
+    def _net(self, host: Optional[str], port: Optional[int]) -> TCPAddress:
+        config = self.config
+        port = config.network_port if port is None else port
+        if not 0 <= port <= 65535:
+            raise ValueError(f'a port is a number from 0 to 65535, not {port!r}')
+        return TCPAddress(host or config.network_host, port)
+
+    def _abandon(self) -> None:
+        engine, servers, clients = self._engine, self._servers, [*self._clients.values(), *self._leaving]
+        self._reset()
+        for server in servers:
+            server._abandon()
+        for client in clients:
+            client._abandon()
+        if engine is not None:
+            engine.abandon()
+
+
+_CALLBACK = object()
+
+
+def _in_order(name: str, given: Sequence[Any], kinds: Sequence[Any]) -> Tuple[Any, ...]:
+    """Put positional arguments, of which some were left out, where their types belong."""
+    places: List[Any] = [None] * len(kinds)
+    place = 0
+    for value in given:
+        if value is None:
+            continue
+        while place < len(kinds) and not _is_a(value, kinds[place]):
+            place += 1
+        if place == len(kinds):
+            raise TypeError(f'{name}: {value!r} has the wrong type or stands in the wrong place')
+        places[place] = value
+        place += 1
+    return tuple(places)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is _CALLBACK:
+        return callable(value)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_id(id: str) -> None:
+    if not isinstance(id, str):
+        raise TypeError(f'a client id must be a str, not {id!r}')
+    if not id:
+        raise ValueError('a client needs the id of the service it connects to')
+
+
+def _remaining(deadline: Optional[float]) -> Optional[float]:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+# Instances that run, by the id of their engine; changed under the GIL by single dict operations.
+_open_instances: Dict[int, IPC] = {}
+
+
+def _close_all() -> None:
+    for instance in list(_open_instances.values()):
+        instance._close(handlers=_EXIT_SECONDS)
+
+
+def _after_fork() -> None:
+    for instance in list(_open_instances.values()):
+        instance._abandon()
+    _open_instances.clear()
+
+
+atexit.register(_close_all)
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,41 @@
+"""Two logs: the library's own diagnostics (`logger`), and what an application prints with ``ipc.log`` (`render`).
+
+Nothing here runs on a reactor thread's hot path; a log sink may block.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any, Iterable, Optional
+
+from .colors import supports_color, variable
+
+logger = logging.getLogger('nodeipc')
+
+_ANSI = re.compile(r'\x1b\[[0-9;]*m')
+
+
+def render(values: Iterable[Any], depth: Optional[int] = None, color: Optional[bool] = None) -> str:
+    """Join `values` by spaces as ``ipc.log`` prints them: text as it is, other values pretty-printed to `depth` levels.
+
+    `color` None colours on a terminal only; False takes out colours that the values bring with them.
+    """
+    if color is None:
+        color = supports_color()
+    line = ' '.join(_show(value, depth, color) for value in values)
+    return line if color else _ANSI.sub('', line)
+
+
+def _show(value: Any, depth: Optional[int], color: bool) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, BaseException):
+        text = f'{value.__class__.__name__}: {value}'
+    elif isinstance(value, (dict, list, tuple, set, frozenset)):
+        import pprint  # slow to import, and many programs never log a structure
+
+        text = pprint.pformat(value, depth=depth or None, width=100)
+    else:
+        text = str(value)
+    return variable(text, force=True) if color else text

@@ -1,0 +1,549 @@
+"""The server of stream sockets: it listens, has a `Socket` for each client, and tells handlers what arrives.
+
+`start` and `stop` run in the caller's thread, for they touch files; the reactor thread accepts, reads and closes. Each
+client has a strand, so its events are handled in order and clients do not wait for each other.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket as socket_module
+import threading
+import time
+from typing import Any, Callable, Dict, Optional, Set, Tuple, Union
+
+from .address import Address, Listener, Peer, TCPAddress, adopt, listen, peer_of, public
+from .config import DEFAULT_MAX_MESSAGE_SIZE, Config, seconds
+from .connection import Connection, Owner, log_level
+from .engine import Engine
+from .errors import EmitTimeout, NotConnectedError
+from .events import Emitter, Handler, max_positional
+from .log import logger
+from .reactor import READ, Owned
+from .wire import NO_DATA, Decoder, Encoder
+from .workers import Strand
+
+# Accepted in one turn of the reactor, so that a flood of connections leaves time for those that are there.
+_ACCEPT_TURN = 64
+
+# No descriptors left: accepting again at once would fail again at once.
+_ACCEPT_PAUSE_SECONDS = 0.25
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+_COUNTERS = ('messages_in', 'messages_out', 'bytes_in', 'bytes_out')
+
+
+class Socket(Owner):
+    """A client, as the server's handlers see it.
+
+    `id` is free for the application (and set by ``config.identify_peer``), and so is the dict `context`.
+    """
+
+    __slots__ = ('_connection', '_context', '_encode', '_server', '_strand', 'address', 'id', 'peer')
+
+    def __init__(self, server: Server, sock: socket_module.socket, engine: Engine, address: Any) -> None:
+        config = server._config
+        #: Who the client is: ``(host, port)``, or the path of the Unix socket it came by.
+        self.address: Union[str, Tuple[str, int]] = address
+        #: Unix: the client's process, a `Peer` (pid, uid, gid), where the system tells; else None.
+        self.peer: Optional[Peer] = peer_of(sock)
+        self.id: Any = None
+        self._context: Optional[Dict[Any, Any]] = None
+        self._server = server
+        self._encode = server._encode
+        self._strand = Strand(engine.workers, server._deliverer(self))
+        self._connection = Connection(
+            sock,
+            f'a client of {server}' if isinstance(address, str) else f'{address[0]}:{address[1]}, a client of {server}',
+            self,
+            engine.reactor,
+            self._strand,
+            Decoder(config.delimiter, server._max_message_size),
+            config.max_pending_bytes,
+            config.stall_timeout / 1000,
+        )
+
+    def __repr__(self) -> str:
+        who = self.id if self.id is not None else self.peer or self.address
+        return f'<nodeipc.Socket {who!r} of {self._server}{"" if self.connected else ", closed"}>'
+
+    @property
+    def connected(self) -> bool:
+        """Whether the client is there and takes messages."""
+        return self._connection.is_open
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that were emitted and wait to be written."""
+        return self._connection.pending
+
+    @property
+    def context(self) -> Dict[Any, Any]:
+        """A dict for the application's own use."""
+        if self._context is None:
+            self._context = {}
+        return self._context
+
+    def emit(self, type: str, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
+        """Send one event to this client; return when it is in the hands of the connection.
+
+        Blocks while more than ``config.max_pending_bytes`` wait, for `timeout` seconds (default: ``config.emit_timeout``
+        milliseconds). Raises `EmitTimeout` then, and nothing of the message was or will be sent; `NotConnectedError` if
+        the client is gone; TypeError or ValueError for data that JSON cannot carry; `ProtocolError` for a message over
+        ``config.max_message_size``.
+        """
+        frame = self._encode(type, data)
+        if not self._connection.send(frame, self._server._emit_timeout if timeout is None else timeout):
+            raise NotConnectedError(f'{self._connection.name} is gone; {type!r} was not sent')
+
+    def close(self) -> None:
+        """Say goodbye to this client and return at once: what was emitted is delivered, then the connection is closed.
+
+        Events that have arrived from it and were not handled yet are dropped.
+        """
+        self._connection.call(self._goodbye)
+
+    # Reactor thread
+
+    def _goodbye(self) -> None:
+        self._strand.deliver = self._drop
+        self._connection.begin_close()
+
+    def _stop(self) -> None:
+        """Say goodbye after what has arrived is handled and answered."""
+        self._connection.stop_reading()
+        self._close_when_handled()
+
+    def _close_when_handled(self) -> None:
+        self._strand.post(self._connection.call, self._connection.begin_close)
+
+    def _drop(self, type: str, data: Any) -> None:
+        logger.debug('%s: %r arrived and was dropped by close()', self, type)
+
+    def connection_ended(self, connection: Connection) -> None:
+        self._close_when_handled()  # half-closed clients get their answers
+
+    def connection_failed(self, connection: Connection, error: Exception) -> None:
+        logger.log(log_level(error), '%s', error)
+        self._strand.post(self._server._report, error, self)
+
+    def connection_closed(self, connection: Connection) -> None:
+        self._server._remove(self)
+
+
+class EventDescriptions(Dict[str, Any]):
+    """Descriptions of events by name, as items or attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f'no description of an event {name!r}') from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(f'no description of an event {name!r}') from None
+
+
+class Definitions:
+    """What a server says of itself: the events it listens for, and those it broadcasts.
+
+    >>> define = Definitions()
+    >>> define.listen.message = 'a string'
+    >>> define.listen
+    {'message': 'a string'}
+    """
+
+    __slots__ = ('broadcast', 'listen')
+
+    def __init__(self) -> None:
+        self.listen = EventDescriptions()
+        self.broadcast = EventDescriptions()
+
+
+class Server(Emitter, Owned):
+    """A server of Unix or TCP sockets, made by ``ipc.serve`` or ``ipc.serve_net``.
+
+    Events: ``start`` (server), ``connect`` (socket), every type the clients emit (data, socket), ``socket.disconnected``
+    (socket, its id or None), ``error`` (exception, socket or None), ``stop``.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        config: Config,
+        engine: Callable[[Server], Engine],
+        log: Callable[..., Any],
+        callback: Optional[Handler] = None,
+        sock: Optional[socket_module.socket] = None,
+    ) -> None:
+        super().__init__()
+        self._asked = address
+        self._config = config = config.copy()
+        self._make_engine = engine
+        self._log = log
+        self._callback = callback
+        self._callback_arguments = 1 if callback is None or max_positional(callback) != 0 else 0
+        self._given = sock
+        self._emit_timeout = seconds(config.emit_timeout)
+        self._max_message_size = config.max_message_size or DEFAULT_MAX_MESSAGE_SIZE
+        self._encode = Encoder(config.delimiter, self._max_message_size).encode
+        if config.log_payloads:
+            encode = self._encode
+
+            def encode_logged(type: str, data: Any) -> bytes:
+                log(f'{self}: emitting', type, data)
+                return encode(type, data)
+
+            self._encode = encode_logged
+
+        #: Descriptions of events, sent to whoever emits ``get.events.listening`` or ``get.events.broadcasting``.
+        self.define = Definitions()
+        self.on('get.events.listening', self._describe_listening)
+        self.on('get.events.broadcasting', self._describe_broadcasting)
+
+        # Guards all that follows; notified when _state changes. No other lock is taken inside it but Strand._lock.
+        self._changed = threading.Condition()
+        self._state = 'stopped'  # 'starting', 'listening', 'stopping'
+        self._engine: Optional[Engine] = None
+        self._strand: Optional[Strand] = None
+        self._where = address  # where it is, or was last, bound
+        self._listener: Optional[Listener] = None
+        self._sockets: Dict[Socket, None] = {}  # in the order in which they came
+        self._unfinished: Set[Socket] = set()  # those, and the ones that are gone and whose handlers still run
+        self._refused = 0  # connections over the limit that no error event has told of yet
+        self._accepting = 0  # the reactor thread's own: what it awaits of the listening socket
+        self._past = dict.fromkeys(('connections_total', 'errors', *_COUNTERS), 0)
+
+    def __str__(self) -> str:
+        return f'server {self._config.id!r} ({self._where})'
+
+    def __repr__(self) -> str:
+        return f'<nodeipc.Server {self._config.id!r} {self.address!r} {self._state}>'
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self.stop()
+
+    @property
+    def sockets(self) -> Tuple[Socket, ...]:
+        """The connected clients, in the order in which they came."""
+        with self._changed:
+            return tuple(self._sockets)
+
+    @property
+    def address(self) -> Union[str, Tuple[str, int]]:
+        """A path, or ``(host, port)``: where it is bound, once it was."""
+        return public(self._where)
+
+    @property
+    def listening(self) -> bool:
+        """Whether clients can connect."""
+        return self._state == 'listening'
+
+    def start(self) -> None:
+        """Bind the address and listen.
+
+        Raises OSError with the address in it: it is in use (a live server is never replaced, a dead one's socket file
+        is if ``config.unlink``), not permitted, too long, not a socket … Raises RuntimeError if the server is running.
+        The callback that was given to ``serve`` is called in this thread before anybody is accepted; if it raises,
+        the server is not started. Accepting begins when the handlers of ``start`` have run.
+        """
+        with self._changed:
+            if self._state != 'stopped':
+                raise RuntimeError(f'{self} is {self._state}; stop it before starting it again')
+            self._state = 'starting'
+        try:
+            engine = self._make_engine(self)
+            listener = listen(self._asked, self._config) if self._given is None else adopt(self._given)
+            try:
+                self._where = listener.address
+                if self._callback is not None:
+                    self._callback(*(self,)[:self._callback_arguments])
+                with self._changed:
+                    if self._state != 'starting':
+                        raise RuntimeError(f'{self} was stopped while it was starting')
+                    self._state = 'listening'
+                    self._engine = engine
+                    self._listener = listener
+                    self._strand = strand = Strand(engine.workers, self._publish)
+            except BaseException:
+                listener.close()
+                raise
+        except BaseException:
+            self._set_state('stopped')
+            raise
+        engine.reactor.call(engine.reactor.owned.add, self)
+        strand.post(self._publish, 'start', self)
+        strand.post(engine.reactor.call, self._accept_on)
+
+    def stop(self, timeout: Optional[float] = None) -> None:
+        """Stop accepting, let the handlers of what has arrived finish, deliver what was emitted, close. Idempotent.
+
+        Returns when all that is done and the handlers of ``stop`` have run; called from a handler of the same instance
+        it returns at once and the rest happens by itself. Connections that are not finished after `timeout` seconds are
+        cut, and so is a client that takes nothing for ``config.stall_timeout``; an ``error`` event tells what was not
+        delivered.
+        """
+        self._begin_stop()
+        self._wait_stopped(timeout)
+
+    def emit(self, socket: Socket, type: str, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
+        """Send one event to one client; as `Socket.emit`, whose errors it raises."""
+        if not isinstance(socket, Socket):
+            raise TypeError(f'{self}: emit takes the socket that a handler was given first, not {socket!r}')
+        socket.emit(type, data, timeout=timeout)
+
+    def broadcast(self, type: str, data: Any = NO_DATA) -> None:
+        """Send one event to every connected client.
+
+        It is queued to all of them first, so a slow one delays nobody's delivery; then this waits while a client has
+        more than ``config.max_pending_bytes`` queued. One that takes nothing for ``config.stall_timeout`` milliseconds
+        is closed, with `ProtocolError` ``ERR_IPC_BACKPRESSURE`` as its ``error`` event. Raises what `encode` raises:
+        TypeError, ValueError, `ProtocolError`.
+        """
+        frame = self._encode(type, data)
+        full = [socket for socket in self.sockets if socket._connection.queue(frame)]
+        for socket in full:
+            socket._connection.wait_for_room()
+
+    def stats(self) -> Dict[str, int]:
+        """Return counters: connections now and in total, messages and bytes in and out, bytes pending, errors."""
+        with self._changed:
+            stats = dict(self._past)
+            connections = [socket._connection for socket in self._sockets]
+        stats['connections'] = len(connections)
+        stats['pending_bytes'] = 0
+        for connection in connections:
+            stats['pending_bytes'] += connection.pending
+            for name in _COUNTERS:
+                stats[name] += getattr(connection, name)
+        return stats
+
+    # For the facade
+
+    def _begin_stop(self) -> None:
+        with self._changed:
+            if self._state == 'starting':
+                self._state = 'stopped'  # which start() will see
+            if self._state != 'listening':
+                return
+            self._state = 'stopping'
+            listener, engine = self._listener, self._engine
+        assert listener is not None and engine is not None
+        if listener.file is not None:
+            listener.file.remove()
+        engine.reactor.call(self._stop_accepting)
+
+    def _wait_stopped(self, timeout: Optional[float], handlers: Optional[float] = None) -> None:
+        """Wait for the stop that has begun. After `handlers` seconds, no more for handlers that are still running."""
+        engine = self._engine
+        if engine is None or engine.workers.inside:
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if handlers is not None and not self._is_stopped_within(handlers):
+            engine.reactor.call(self._hurry)
+        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._is_stopped_within(remaining):
+            engine.reactor.call(self._cut, EmitTimeout(f'{self} was stopped; not all was delivered within {timeout} s'))
+            self._is_stopped_within(None)
+
+    def _is_stopped_within(self, timeout: Optional[float]) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._state != 'stopping', timeout)
+
+    def _abandon(self) -> None:
+        """In a child made by fork: this server is the parent's."""
+        self._changed = threading.Condition()
+        self._handlers_lock = threading.Lock()
+        self._state = 'stopped'
+        self._listener = self._engine = None
+        self._sockets = {}
+        self._unfinished = set()
+
+    # Made once for each socket, called for each event
+
+    def _deliverer(self, socket: Socket) -> Callable[[str, Any], None]:
+        publish = self._publish
+
+        def deliver(type: str, data: Any) -> None:
+            publish(type, data, socket)
+
+        if self._config.identify_peer:
+            plain = deliver
+
+            def deliver(type: str, data: Any) -> None:  # noqa: F811
+                if isinstance(data, dict) and data.get('id'):
+                    socket.id = data['id']
+                plain(type, data)
+
+        if self._config.log_payloads:
+            unlogged = deliver
+
+            def deliver(type: str, data: Any) -> None:
+                self._log(f'{self}: received', type, data)
+                unlogged(type, data)
+
+        return deliver
+
+    # Handlers of our own, on the sockets' strands
+
+    def _describe_listening(self, data: Any, socket: Socket) -> None:
+        socket.emit('events.listening', {'id': self._config.id, 'events': dict(self.define.listen)})
+
+    def _describe_broadcasting(self, data: Any, socket: Socket) -> None:
+        socket.emit('events.broadcasting', {'id': self._config.id, 'events': dict(self.define.broadcast)})
+
+    # Reactor thread
+
+    def abandon(self) -> None:
+        if self._listener is not None:
+            self._listener.socket.close()
+
+    def _accept_on(self) -> None:
+        if self._state == 'listening':
+            assert self._engine is not None and self._listener is not None
+            self._engine.reactor.watch(self._listener.socket, self._accepting, READ, self._accept)
+            self._accepting = READ
+
+    def _accept_off(self) -> None:
+        assert self._engine is not None and self._listener is not None
+        self._engine.reactor.watch(self._listener.socket, self._accepting, 0, self._accept)
+        self._accepting = 0
+
+    def _accept(self, mask: int) -> None:
+        listener, engine = self._listener, self._engine
+        assert listener is not None and engine is not None
+        for _ in range(_ACCEPT_TURN):
+            try:
+                sock, address = listener.socket.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    continue  # the client gave up while it waited
+                self._accept_off()
+                engine.reactor.call_later(_ACCEPT_PAUSE_SECONDS, self._accept_on)
+                logger.error('%s: cannot accept: %s; trying again', self, error.strerror)
+                self._post(self._report, error, None)
+                return
+            if len(self._sockets) >= self._config.max_connections:
+                sock.close()
+                self._refuse()
+                continue
+            try:
+                self._admit(sock, address, engine, listener)
+            except OSError as error:  # gone already
+                sock.close()
+                logger.info('%s: a client was lost while it connected: %s', self, error)
+
+    def _admit(self, sock: socket_module.socket, address: Any, engine: Engine, listener: Listener) -> None:
+        sock.setblocking(False)
+        if isinstance(listener.address, TCPAddress):
+            sock.setsockopt(socket_module.IPPROTO_TCP, socket_module.TCP_NODELAY, 1)
+            where: Any = (address[0], address[1])
+        else:
+            where = listener.address.path
+        socket = Socket(self, sock, engine, where)
+        with self._changed:
+            self._past['connections_total'] += 1
+            self._sockets[socket] = None
+            self._unfinished.add(socket)
+        socket._strand.post(self._publish, 'connect', socket)
+        socket._connection.start()
+
+    def _refuse(self) -> None:
+        """One error event tells of all that were refused while it waited for its turn."""
+        with self._changed:
+            self._refused += 1
+            first = self._refused == 1
+        if first:
+            self._post(self._report_refused)
+
+    def _remove(self, socket: Socket) -> None:
+        with self._changed:
+            self._sockets.pop(socket, None)
+            for name in _COUNTERS:
+                self._past[name] += getattr(socket._connection, name)
+        socket._strand.post(self._say_disconnected, socket)
+        socket._strand.post(self._finished, socket)
+
+    def _stop_accepting(self) -> None:
+        assert self._engine is not None and self._listener is not None
+        self._accept_off()
+        self._listener.socket.close()
+        self._engine.reactor.owned.discard(self)
+        self._listener = None
+        for socket in self.sockets:
+            socket._stop()
+        self._stop_if_finished()
+
+    def _hurry(self) -> None:
+        for socket in self.sockets:
+            socket._goodbye()
+
+    def _cut(self, error: Exception) -> None:
+        for socket in self.sockets:
+            socket._connection.abort(error)
+        with self._changed:
+            self._unfinished.clear()
+        self._stop_if_finished()
+        self._set_state('stopped')  # at once: the handlers that are still running may never end
+
+    # On strands
+
+    def _post(self, function: Callable[..., Any], *arguments: Any) -> None:
+        strand = self._strand
+        if strand is not None:
+            strand.post(function, *arguments)
+
+    def _say_disconnected(self, socket: Socket) -> None:
+        self._publish('socket.disconnected', socket, socket.id)
+
+    def _finished(self, socket: Socket) -> None:
+        with self._changed:
+            self._unfinished.discard(socket)
+        self._stop_if_finished()
+
+    def _stop_if_finished(self) -> None:
+        with self._changed:
+            if self._state != 'stopping' or self._listener or self._unfinished or self._strand is None:
+                return
+            strand, self._strand = self._strand, None
+        strand.post(self._publish, 'stop')
+        strand.post(self._set_state, 'stopped')
+
+    def _set_state(self, state: str) -> None:
+        with self._changed:
+            self._state = state
+            self._changed.notify_all()
+
+    def _report_refused(self) -> None:
+        with self._changed:
+            count, self._refused = self._refused, 0
+        limit = self._config.max_connections
+        logger.warning('%s: refused %d connections over max_connections (%d)', self, count, limit)
+        what = 'a connection was' if count == 1 else f'{count} connections were'
+        self._report(
+            ConnectionRefusedError(
+                errno.ECONNREFUSED,
+                f'{self}: {what} refused, {limit} are open already; close some, or raise config.max_connections',
+            ),
+            None,
+        )
+
+    def _report(self, error: BaseException, socket: Optional[Socket]) -> None:
+        with self._changed:
+            self._past['errors'] += 1
+        self._publish('error', error, socket)
+
+    def _report_handler_error(self, error: BaseException, arguments: Tuple[Any, ...]) -> None:
+        self._report(error, next((argument for argument in arguments if isinstance(argument, Socket)), None))

@@ -1,0 +1,177 @@
+"""Worker threads, and the strands that keep a connection's events in order on them.
+
+A strand is a queue whose items run one at a time and in order; different strands run in parallel, on as many threads as
+are busy and no more than the limit. Endpoints post to strands; nothing here knows what an item means.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from queue import SimpleQueue
+from typing import Any, Callable, Deque, Iterable, List, Optional, Tuple
+
+from .log import logger
+from .reactor import Reactor
+
+# A strand with more to do lets the others run after this many items or this long, whichever is first.
+_TURN_ITEMS = 100
+_TURN_SECONDS = 0.01
+
+# What a connection may have read ahead of its handlers. A few chunks: enough to keep a worker busy while the next is
+# read, little enough for a thousand connections that are all behind.
+_HIGH_WATER_BYTES = 256 << 10
+
+_THREAD_RETRY_SECONDS = 0.1
+
+_here = threading.local()
+
+
+class Workers:
+    """Threads that run strands, started as needed. With a limit of 0 the reactor thread runs them."""
+
+    def __init__(self, limit: int, reactor: Reactor) -> None:
+        self._limit = limit
+        self._reactor = reactor
+        self._tasks: SimpleQueue[Optional[Strand]] = SimpleQueue()
+        # Guards the three below. Innermost.
+        self._lock = threading.Lock()
+        self._threads: List[threading.Thread] = []
+        self._idle = 0
+        # Strands that wait for a thread. Read without the lock by strands, to see whether to yield; on the reactor
+        # thread there is always somebody to yield to, its sockets.
+        self.waiting = 0 if limit else 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether the caller is running in one of these threads, that is, in a handler."""
+        return self._reactor.in_thread or getattr(_here, 'workers', None) is self
+
+    def submit(self, strand: Strand) -> None:
+        """Have `strand` run; any thread, never blocks."""
+        if not self._limit:
+            self._reactor.defer(strand.run)
+            return
+        self._tasks.put(strand)
+        with self._lock:
+            self.waiting += 1
+            grow = self.waiting > self._idle and len(self._threads) < self._limit
+        if grow:
+            self._grow()
+
+    def close(self) -> None:
+        """Let the threads end when the queue is empty, and wait for them, but for the caller's own."""
+        with self._lock:
+            threads, self._threads, self._limit = self._threads, [], 0
+        for _ in threads:
+            self._tasks.put(None)
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _grow(self) -> None:
+        thread = threading.Thread(target=self._work, name='nodeipc-worker', daemon=True)
+        with self._lock:
+            if len(self._threads) >= self._limit:
+                return
+            self._threads.append(thread)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no more threads to give
+            with self._lock:
+                self._threads.remove(thread)
+                alone = not self._threads
+            if alone:
+                logger.error('nodeipc: no thread could be started for handlers (%s); trying again', error)
+                self._reactor.call(self._reactor.call_later, _THREAD_RETRY_SECONDS, self._grow)
+
+    def _work(self) -> None:
+        _here.workers = self
+        while True:
+            with self._lock:
+                self._idle += 1
+            strand = self._tasks.get()
+            with self._lock:
+                self._idle -= 1
+                if strand is not None:
+                    self.waiting -= 1
+            if strand is None:
+                return
+            strand.run()
+            del strand  # or an idle thread would keep a closed connection alive
+
+
+class Strand:
+    """Items that are handled in order and one at a time.
+
+    An item is a tuple: an event, whose first element is its name and which goes to `deliver`, or a function and its
+    arguments. Posting never blocks; a strand that has fallen behind says so, and calls `on_drained` when it has caught
+    up, so that its connection can stop reading meanwhile.
+    """
+
+    __slots__ = ('_full', '_items', '_load', '_lock', '_scheduled', '_workers', 'deliver', 'on_drained')
+
+    def __init__(self, workers: Workers, deliver: Callable[..., Any]) -> None:
+        self._workers = workers
+        self.deliver = deliver
+        self.on_drained: Optional[Callable[[], Any]] = None
+        # Guards _scheduled, _load and _full, and the decision that there is nothing left to do. Workers._lock may be
+        # taken inside it.
+        self._lock = threading.Lock()
+        self._items: Deque[Tuple[Any, ...]] = deque()
+        self._scheduled = False
+        self._load = 0  # bytes posted since the strand was last empty
+        self._full = False
+
+    def post(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have `function` called in turn; any thread."""
+        with self._lock:
+            self._items.append((function, *arguments))
+            self._schedule()
+
+    def post_events(self, events: Iterable[Tuple[Any, ...]], size: int) -> bool:
+        """Have `events`, which came as `size` bytes, delivered in turn; True when the strand is behind."""
+        with self._lock:
+            self._items.extend(events)
+            self._load += size
+            self._full = full = self._load > _HIGH_WATER_BYTES
+            self._schedule()
+        return full
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._workers.submit(self)
+
+    def run(self) -> None:
+        """Handle items until there are none or it is the others' turn. Called by a worker, one at a time."""
+        items = self._items
+        workers = self._workers
+        done = 0
+        end = time.monotonic() + _TURN_SECONDS
+        while True:
+            try:
+                item = items.popleft()
+            except IndexError:
+                with self._lock:
+                    if items:
+                        continue
+                    self._scheduled = False
+                    self._load = 0
+                    drained, self._full = self._full, False
+                if drained and self.on_drained is not None:
+                    self.on_drained()
+                return
+            try:
+                if item[0].__class__ is str:
+                    self.deliver(*item)
+                else:
+                    item[0](*item[1:])
+            except Exception:
+                logger.exception('nodeipc: %r failed on a worker thread; please report this', item[0])
+            del item
+            done += 1
+            if workers.waiting and (done >= _TURN_ITEMS or time.monotonic() >= end):
+                workers.submit(self)
+                return

@@ -1,0 +1,137 @@
+"""What every test leaves behind is counted: threads, descriptors and socket files before and after must be the same."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Set, Tuple
+
+import pytest
+
+import nodeipc
+
+_SECONDS = 20.0
+
+
+def eventually(predicate: Callable[[], Any], timeout: float = _SECONDS) -> Any:
+    """Wait until `predicate` is true and return its value."""
+    end = time.monotonic() + timeout
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f'not within {timeout} s')
+        time.sleep(0.002)
+
+
+class Log:
+    """Events in the order in which handlers got them: ``emitter.on('*', log)``."""
+
+    def __init__(self) -> None:
+        self.events: List[Tuple[Any, ...]] = []
+
+    def __call__(self, *event: Any) -> None:
+        self.events.append(event)
+
+    def of(self, type: str) -> List[Tuple[Any, ...]]:
+        return [event[1:] for event in list(self.events) if event[0] == type]
+
+    def wait(self, type: str, count: int = 1, timeout: float = _SECONDS) -> List[Tuple[Any, ...]]:
+        try:
+            eventually(lambda: len(self.of(type)) >= count, timeout)
+        except AssertionError:
+            raise AssertionError(f'{count} {type!r} expected, got {str(self.events)[:2000]}') from None
+        return self.of(type)
+
+
+def _descriptors() -> Set[str]:
+    found = set()
+    for name in os.listdir('/proc/self/fd') if os.path.isdir('/proc/self/fd') else ():
+        try:
+            found.add(f'{name} {os.readlink(f"/proc/self/fd/{name}")}')
+        except OSError:
+            pass
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has a socket root of its own and leaves no thread, descriptor or socket file."""
+    monkeypatch.setenv('XDG_RUNTIME_DIR', str(tmp_path))
+    monkeypatch.delenv('NO_COLOR', raising=False)
+    threads = set(threading.enumerate())
+    descriptors = _descriptors()
+    yield
+    nodeipc.ipc.close(10)
+    eventually(lambda: set(threading.enumerate()) <= threads, 10)
+    eventually(lambda: _descriptors() <= descriptors, 10)
+    assert not [path for path in tmp_path.rglob('*') if path.is_socket()]
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., nodeipc.IPC]]:
+    """Make instances that are closed after the test."""
+    made: List[nodeipc.IPC] = []
+
+    def make_instance(**settings: Any) -> nodeipc.IPC:
+        settings.setdefault('id', 'world')
+        settings.setdefault('retry', 20)
+        instance = nodeipc.IPC(**settings)
+        made.append(instance)
+        return instance
+
+    yield make_instance
+    for instance in reversed(made):
+        instance.close(10)
+
+
+@pytest.fixture(params=['unix', 'tcp'])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Pair:
+    """A server and what connects to it, over Unix or TCP."""
+
+    def __init__(self, make: Callable[..., nodeipc.IPC], transport: str, **settings: Any) -> None:
+        self.make = make
+        self.transport = transport
+        self.ipc = make(**settings)
+        self.server = self.ipc.serve() if transport == 'unix' else self.ipc.serve_net('127.0.0.1', 0)
+
+    def start(self) -> Pair:
+        self.server.start()
+        return self
+
+    def connect(self, id: str = 'world', **settings: Any) -> nodeipc.Client:
+        """A client in an instance of its own."""
+        ipc = self.make(id=f'client-{id}', **settings)
+        if self.transport == 'unix':
+            return ipc.connect_to(id, self.server.address)
+        host, port = self.server.address
+        return ipc.connect_to_net(id, host, port)
+
+    def raw(self) -> Any:
+        """A connected plain socket."""
+        import socket
+
+        if self.transport == 'unix':
+            sock = socket.socket(socket.AF_UNIX)
+        else:
+            sock = socket.socket(socket.AF_INET)
+        sock.settimeout(_SECONDS)
+        sock.connect(self.server.address)
+        return sock
+
+
+@pytest.fixture
+def pair(make: Callable[..., nodeipc.IPC], transport: str) -> Callable[..., Pair]:
+    """Make a server with handlers to add, then ``start()``."""
+
+    def make_pair(**settings: Any) -> Pair:
+        return Pair(make, transport, **settings)
+
+    return make_pair
