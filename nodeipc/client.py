@@ -10,13 +10,13 @@ import contextlib
 import random
 import socket
 import threading
-import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, overload
 
 from .address import Address, public
 from .config import DEFAULT_MAX_MESSAGE_SIZE, Config, seconds
 from .connection import Connection, Owner, log_level
 from .connector import Connector
+from .deadline import NEVER, Deadline
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
 from .events import Emitter, F, Handler, Registration
@@ -200,22 +200,19 @@ class Client(Emitter, Owner):
     def disconnect(self, timeout: Optional[float] = None) -> None:
         """Say goodbye: deliver what was emitted, close, and never retry. Idempotent.
 
-        Returns when the connection is closed and the handlers of this client have run, or, when called from a handler
-        of the same instance, as soon as the connection is closed. Events that arrive but were not handled by then are
-        dropped. After `timeout` seconds, or when the server takes nothing for ``config.stall_timeout``, the connection
-        is cut and an ``error`` event tells what was not delivered.
+        Returns when the connection is closed and the handlers of this client have run; called from a handler of the
+        same instance it returns at once and the rest happens by itself. Events that have arrived and were not handled
+        yet are dropped. After `timeout` seconds, or when the server takes nothing for ``config.stall_timeout``, the
+        connection is cut and an ``error`` event tells what was not delivered.
         """
         self._begin_disconnect()
-        if not self._wait_disconnected(timeout):
-            self._reactor.call(self._abort, EmitTimeout(f'{self}: not all was delivered within {timeout} s; connection cut'))
-            with self._changed:
-                self._reactor.wait_for(self._changed, lambda: self._destroyed, None)
+        self._wait_disconnected(Deadline(timeout))
 
     def stats(self) -> Dict[str, int]:
         """Return counters since the client was made: connections, messages and bytes in and out, bytes pending, errors."""
         with self._changed:
             stats = dict(self._past, errors=self._errors, pending_bytes=0)
-            connection = self._connection
+            connection = self._socket
         if connection is not None:
             _add(stats, connection)
             stats['pending_bytes'] = connection.pending
@@ -229,41 +226,43 @@ class Client(Emitter, Owner):
     def _begin_disconnect(self) -> None:
         with self._changed:
             first, self._closing = not self._closing, True
+            self._connection = None
             self._changed.notify_all()
         self._removed(self)
         if first:
             self._reactor.call(self._goodbye)
 
-    def _wait_disconnected(self, timeout: Optional[float]) -> bool:
-        inside = self._engine.workers.inside
+    def _wait_disconnected(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
+        """Wait for the goodbye that has begun, and until `handlers` for handlers that still run."""
+        if self._engine.workers.inside:
+            return
         with self._changed:
-            return self._reactor.wait_for(
-                self._changed, lambda: self._destroyed if inside else self._finished, timeout
-            )
+            if not self._changed.wait_for(lambda: self._destroyed, deadline.remaining):
+                error = EmitTimeout(f'{self}: not all was delivered within {deadline.timeout} s; the connection is cut')
+                self._reactor.call(self._abort, error)
+                self._changed.wait_for(lambda: self._destroyed)
+            self._changed.wait_for(lambda: self._finished, deadline.sooner(handlers).remaining)
 
     def _abandon(self) -> None:
         """In a child made by fork: this client is the parent's."""
         self._changed = threading.Condition()
         self._handlers_lock = threading.Lock()
-        self._connection = None
-        self._closing = self._destroyed = self._finished = True
+        self._connection = self._socket = None
+        self._destroyed = self._finished = True
         self._last_error = NotConnectedError('it belongs to the parent process; make a new IPC after fork')
 
     # Emitting, any thread
 
     def _send(self, frame: bytes, timeout: Optional[float], messages: int) -> None:
         connection = self._connection
-        deadline = None if timeout is None else time.monotonic() + timeout
-        remaining = timeout
+        deadline = Deadline(timeout)
         while True:
             if connection is not None:
-                if connection.send(frame, remaining, messages):
+                if connection.send(frame, deadline.remaining, messages):
                     return
                 self._detach(connection)
-            if deadline is not None:
-                remaining = max(0.0, deadline - time.monotonic())
             with self._changed:
-                settled = self._reactor.wait_for(self._changed, self._is_settled, remaining)
+                settled = self._reactor.wait_for(self._changed, self._is_settled, deadline.remaining)
                 if self._destroyed or self._closing:
                     raise self._gone()
                 if not settled:
@@ -272,8 +271,6 @@ class Client(Emitter, Owner):
                         f'{self}: no connection within {timeout} s, nothing was sent; is the server running?{why}'
                     )
                 connection = self._connection
-            if deadline is not None:
-                remaining = max(0.0, deadline - time.monotonic())
 
     def _is_settled(self) -> bool:
         return self._connection is not None or self._destroyed or self._closing
@@ -315,7 +312,8 @@ class Client(Emitter, Owner):
         self._strand.post(self._announce, True)
         with self._changed:
             self._past['connections'] += 1
-            self._connection = connection
+            if not self._closing:
+                self._connection = connection
             self._changed.notify_all()
         logger.debug('%s: connected', self)
         connection.start()

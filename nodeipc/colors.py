@@ -9,6 +9,7 @@ They colour on a terminal and do nothing on a pipe, in a file, or where the envi
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from typing import Any
@@ -20,7 +21,7 @@ _RAINBOW = (31, 33, 32, 36, 34, 35)
 
 
 def supports_color() -> bool:
-    """Return whether standard output is a terminal and ``NO_COLOR`` is not set."""
+    """Return whether standard output is a terminal that shows colours, and ``NO_COLOR`` is not set (or empty)."""
     if os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
         return False
     try:
@@ -71,7 +72,7 @@ def data(value: Any, *, force: bool = False) -> str:
 
 def rainbow(value: Any, *, force: bool = False) -> str:
     """A colour a letter."""
+    text = str(value)
     if not (force or supports_color()):
-        return str(value)
-    letters = (f'\x1b[{_RAINBOW[index % 6]}m{letter}' for index, letter in enumerate(str(value)))
-    return ''.join(letters) + _RESET
+        return text
+    return ''.join(f'\x1b[{code}m{letter}' for letter, code in zip(text, itertools.cycle(_RAINBOW))) + _RESET

@@ -6,7 +6,6 @@ raises at the assignment, because that is where the mistake is.
 
 from __future__ import annotations
 
-import copy
 import os
 import socket
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
@@ -232,8 +231,10 @@ class Config:
 
     def copy(self) -> Config:
         """Return an independent copy."""
-        twin = copy.copy(self)
-        twin.interface = copy.copy(self.interface)
+        twin = Config.__new__(Config)
+        for name in _FIELDS:
+            object.__setattr__(twin, name, getattr(self, name))
+        twin.interface = Interface(*(getattr(self.interface, name) for name in ('local_address', 'local_port', 'family')))
         return twin
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -251,7 +252,7 @@ class Config:
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(_unknown(name))
+        raise AttributeError(name if name.startswith('__') else _unknown(name))
 
     def __repr__(self) -> str:
         return 'Config({})'.format(', '.join(f'{name}={getattr(self, name)!r}' for name in _FIELDS))

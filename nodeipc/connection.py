@@ -189,7 +189,7 @@ class Connection(Owned):
         self._discard = True
         self._refuse_sends()
         self._reading = not self._ended
-        self._peeked = (self.bytes_out, _kernel_queue(self._sock))
+        self._peeked = (self.bytes_out, _unacknowledged(self._sock))
         self._timer = self._reactor.call_later(self._stall, self._check_progress)
         if self._pending:
             self._update()
@@ -440,15 +440,15 @@ class Connection(Owned):
 
     def _check_progress(self) -> None:
         """Every stall timeout of a goodbye: cut off a peer that took nothing since the last time."""
-        unread = _kernel_queue(self._sock)
-        before, self._peeked = self._peeked, (self.bytes_out, unread)
+        in_flight = _unacknowledged(self._sock)
+        before, self._peeked = self._peeked, (self.bytes_out, in_flight)
         if self._peeked != before:
             self._timer = self._reactor.call_later(self._stall, self._check_progress)
-        elif self._pending or unread:
+        elif self._pending or in_flight:
             self.abort(
                 ProtocolError(
                     BACKPRESSURE,
-                    f'{self.name} took nothing for {self._stall} s; {self._pending + unread} bytes may not have been '
+                    f'{self.name} took nothing for {self._stall} s; {self._pending + in_flight} bytes may not have been '
                     'delivered (config.stall_timeout)',
                 )
             )
@@ -461,8 +461,13 @@ def log_level(error: Exception) -> int:
     return logging.WARNING if isinstance(error, IPCError) else logging.INFO
 
 
-def _kernel_queue(sock: socket.socket) -> int:
-    """Return how many bytes the peer's system has not taken (Unix: the peer has not read); 0 where nobody tells."""
+def _unacknowledged(sock: socket.socket) -> int:
+    """Return how many written bytes the peer's system has not taken yet; 0 where nobody tells.
+
+    Closing can destroy these. What is written to a Unix socket is with the peer at once, read or not.
+    """
+    if sock.family == getattr(socket, 'AF_UNIX', None):
+        return 0
     try:
         import fcntl
         import termios

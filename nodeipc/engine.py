@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from .deadline import Deadline
 from .reactor import Reactor
 from .workers import Workers
 
@@ -17,9 +18,9 @@ class Engine:
         self.closed = threading.Event()
         self.reactor.start()
 
-    def close(self) -> None:
-        """End the threads; not from one of them."""
-        self.workers.close()
+    def close(self, deadline: Deadline) -> None:
+        """End the threads; not from one of them. A handler that runs beyond the deadline keeps its thread."""
+        self.workers.close(deadline)
         self.reactor.stop()
         self.closed.set()
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import time
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from .address import Address, TCPAddress, UnixAddress, bound_address
 from .client import Client
 from .config import Config
+from .deadline import NEVER, Deadline
 from .engine import Engine
 from .events import Handler, max_positional
 from .log import render
@@ -196,11 +196,11 @@ class IPC:
         """
         engine = self._engine
         if engine is not None and engine.workers.inside:
-            threading.Thread(target=self._close, args=(timeout,), name='nodeipc-close', daemon=True).start()
+            threading.Thread(target=self._close, args=(Deadline(timeout),), name='nodeipc-close', daemon=True).start()
         else:
-            self._close(timeout)
+            self._close(Deadline(timeout))
 
-    def _close(self, timeout: Optional[float] = None, handlers: Optional[float] = None) -> None:
+    def _close(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
         with self._lock:
             engine, self._engine = self._engine, None
             servers, self._servers = self._servers, []
@@ -209,16 +209,15 @@ class IPC:
             self._leaving.clear()
         if engine is None:
             return
-        deadline = None if timeout is None else time.monotonic() + timeout
         for server in servers:
             server._begin_stop()
         for server in servers:
-            server._wait_stopped(_remaining(deadline), handlers)
+            server._wait_stopped(deadline, handlers)
         for client in clients:
             client._begin_disconnect()
         for client in clients:
-            client.disconnect(_remaining(deadline))
-        engine.close()
+            client._wait_disconnected(deadline, handlers)
+        engine.close(deadline.sooner(handlers))
         _open_instances.pop(id(engine), None)
 
     def _serve(self, address: Address, callback: Optional[Handler], sock: Any) -> Server:
@@ -286,12 +285,12 @@ class IPC:
     def _abandon(self) -> None:
         engine, servers, clients = self._engine, self._servers, [*self._clients.values(), *self._leaving]
         self._reset()
+        if engine is not None:
+            engine.abandon()
         for server in servers:
             server._abandon()
         for client in clients:
             client._abandon()
-        if engine is not None:
-            engine.abandon()
 
 
 _CALLBACK = object()
@@ -326,17 +325,14 @@ def _check_id(id: str) -> None:
         raise ValueError('a client needs the id of the service it connects to')
 
 
-def _remaining(deadline: Optional[float]) -> Optional[float]:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
 # Instances that run, by the id of their engine; changed under the GIL by single dict operations.
 _open_instances: Dict[int, IPC] = {}
 
 
 def _close_all() -> None:
+    handlers = Deadline(_EXIT_SECONDS)
     for instance in list(_open_instances.values()):
-        instance._close(handlers=_EXIT_SECONDS)
+        instance._close(NEVER, handlers)
 
 
 def _after_fork() -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import socket as socket_module
 import threading
-import time
 from typing import Any, Callable, Dict, Optional, Set, Tuple, Union
 
 from .address import Address, Listener, Peer, TCPAddress, adopt, listen, peer_of, public
 from .config import DEFAULT_MAX_MESSAGE_SIZE, Config, seconds
 from .connection import Connection, Owner, log_level
+from .deadline import NEVER, Deadline
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
 from .events import Emitter, Handler, max_positional
@@ -210,12 +210,14 @@ class Server(Emitter, Owned):
         # Guards all that follows; notified when _state changes. No other lock is taken inside it but Strand._lock.
         self._changed = threading.Condition()
         self._state = 'stopped'  # 'starting', 'listening', 'stopping'
+        self._starts = 0  # tells the end of one run from that of the next
         self._engine: Optional[Engine] = None
         self._strand: Optional[Strand] = None
         self._where = address  # where it is, or was last, bound
         self._listener: Optional[Listener] = None
         self._sockets: Dict[Socket, None] = {}  # in the order in which they came
         self._unfinished: Set[Socket] = set()  # those, and the ones that are gone and whose handlers still run
+        self._hurried = False
         self._refused = 0  # connections over the limit that no error event has told of yet
         self._accepting = 0  # the reactor thread's own: what it awaits of the listening socket
         self._past = dict.fromkeys(('connections_total', 'errors', *_COUNTERS), 0)
@@ -261,6 +263,7 @@ class Server(Emitter, Owned):
             if self._state != 'stopped':
                 raise RuntimeError(f'{self} is {self._state}; stop it before starting it again')
             self._state = 'starting'
+            self._starts += 1
         try:
             engine = self._make_engine(self)
             listener = listen(self._asked, self._config) if self._given is None else adopt(self._given)
@@ -275,11 +278,14 @@ class Server(Emitter, Owned):
                     self._engine = engine
                     self._listener = listener
                     self._strand = strand = Strand(engine.workers, self._publish)
+                    self._hurried = False
+                    self._unfinished.clear()
             except BaseException:
                 listener.close()
                 raise
         except BaseException:
-            self._set_state('stopped')
+            with self._changed:
+                self._state = 'stopped'
             raise
         engine.reactor.call(engine.reactor.owned.add, self)
         strand.post(self._publish, 'start', self)
@@ -294,7 +300,7 @@ class Server(Emitter, Owned):
         delivered.
         """
         self._begin_stop()
-        self._wait_stopped(timeout)
+        self._wait_stopped(Deadline(timeout))
 
     def emit(self, socket: Socket, type: str, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
         """Send one event to one client; as `Socket.emit`, whose errors it raises."""
@@ -343,18 +349,17 @@ class Server(Emitter, Owned):
             listener.file.remove()
         engine.reactor.call(self._stop_accepting)
 
-    def _wait_stopped(self, timeout: Optional[float], handlers: Optional[float] = None) -> None:
-        """Wait for the stop that has begun. After `handlers` seconds, no more for handlers that are still running."""
+    def _wait_stopped(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
+        """Wait for the stop that has begun, and until `handlers` for handlers that still run."""
         engine = self._engine
         if engine is None or engine.workers.inside:
             return
-        deadline = None if timeout is None else time.monotonic() + timeout
-        if handlers is not None and not self._is_stopped_within(handlers):
+        if not self._is_stopped_within(deadline.sooner(handlers).remaining):
             engine.reactor.call(self._hurry)
-        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self._is_stopped_within(remaining):
-            engine.reactor.call(self._cut, EmitTimeout(f'{self} was stopped; not all was delivered within {timeout} s'))
-            self._is_stopped_within(None)
+            if not self._is_stopped_within(deadline.remaining):
+                why = f'{self} was stopped; not all was delivered within {deadline.timeout} s'
+                engine.reactor.call(self._cut, EmitTimeout(why))
+                self._is_stopped_within(None)
 
     def _is_stopped_within(self, timeout: Optional[float]) -> bool:
         with self._changed:
@@ -475,6 +480,8 @@ class Server(Emitter, Owned):
                 self._past[name] += getattr(socket._connection, name)
         socket._strand.post(self._say_disconnected, socket)
         socket._strand.post(self._finished, socket)
+        if self._hurried:
+            self._stop_if_finished()
 
     def _stop_accepting(self) -> None:
         assert self._engine is not None and self._listener is not None
@@ -487,16 +494,18 @@ class Server(Emitter, Owned):
         self._stop_if_finished()
 
     def _hurry(self) -> None:
+        """Stop without waiting for handlers any longer."""
+        self._hurried = True
         for socket in self.sockets:
             socket._goodbye()
+        self._stop_if_finished()
 
     def _cut(self, error: Exception) -> None:
+        """Stop without waiting for anybody any longer."""
+        self._hurried = True
         for socket in self.sockets:
             socket._connection.abort(error)
-        with self._changed:
-            self._unfinished.clear()
         self._stop_if_finished()
-        self._set_state('stopped')  # at once: the handlers that are still running may never end
 
     # On strands
 
@@ -515,16 +524,20 @@ class Server(Emitter, Owned):
 
     def _stop_if_finished(self) -> None:
         with self._changed:
-            if self._state != 'stopping' or self._listener or self._unfinished or self._strand is None:
+            busy = self._sockets if self._hurried else self._unfinished
+            if self._state != 'stopping' or self._listener or busy or self._strand is None:
                 return
             strand, self._strand = self._strand, None
         strand.post(self._publish, 'stop')
-        strand.post(self._set_state, 'stopped')
+        strand.post(self._stopped, self._starts)
+        if self._hurried:
+            self._stopped(self._starts)  # a handler of `start` may be among those that never end
 
-    def _set_state(self, state: str) -> None:
+    def _stopped(self, starts: int) -> None:
         with self._changed:
-            self._state = state
-            self._changed.notify_all()
+            if self._starts == starts:
+                self._state = 'stopped'
+                self._changed.notify_all()
 
     def _report_refused(self) -> None:
         with self._changed:

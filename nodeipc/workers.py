@@ -12,6 +12,7 @@ from collections import deque
 from queue import SimpleQueue
 from typing import Any, Callable, Deque, Iterable, List, Optional, Tuple
 
+from .deadline import Deadline
 from .log import logger
 from .reactor import Reactor
 
@@ -35,8 +36,9 @@ class Workers:
         self._limit = limit
         self._reactor = reactor
         self._tasks: SimpleQueue[Optional[Strand]] = SimpleQueue()
-        # Guards the three below. Innermost.
+        # Guards the four below. Innermost.
         self._lock = threading.Lock()
+        self._closed = False
         self._threads: List[threading.Thread] = []
         self._idle = 0
         # Strands that wait for a thread. Read without the lock by strands, to see whether to yield; on the reactor
@@ -56,24 +58,24 @@ class Workers:
         self._tasks.put(strand)
         with self._lock:
             self.waiting += 1
-            grow = self.waiting > self._idle and len(self._threads) < self._limit
+            grow = self.waiting > self._idle and len(self._threads) < self._limit and not self._closed
         if grow:
             self._grow()
 
-    def close(self) -> None:
-        """Let the threads end when the queue is empty, and wait for them, but for the caller's own."""
+    def close(self, deadline: Deadline) -> None:
+        """Let the threads end when the queue is empty, and wait for them until the deadline."""
         with self._lock:
-            threads, self._threads, self._limit = self._threads, [], 0
+            self._closed = True
+            threads, self._threads = self._threads, []
         for _ in threads:
             self._tasks.put(None)
         for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join()
+            thread.join(deadline.remaining)
 
     def _grow(self) -> None:
         thread = threading.Thread(target=self._work, name='nodeipc-worker', daemon=True)
         with self._lock:
-            if len(self._threads) >= self._limit:
+            if len(self._threads) >= self._limit or self._closed:
                 return
             self._threads.append(thread)
         try:

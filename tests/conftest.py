@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Set, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Set, Tuple
 
 import pytest
 
@@ -106,13 +106,12 @@ class Pair:
         self.server.start()
         return self
 
-    def connect(self, id: str = 'world', **settings: Any) -> nodeipc.Client:
-        """A client in an instance of its own."""
-        ipc = self.make(id=f'client-{id}', **settings)
-        if self.transport == 'unix':
-            return ipc.connect_to(id, self.server.address)
-        host, port = self.server.address
-        return ipc.connect_to_net(id, host, port)
+    def connect(self, log: Optional[Log] = None, **settings: Any) -> nodeipc.Client:
+        """A client in an instance of its own, whose events all go to `log`."""
+        ipc = self.make(id='client', **settings)
+        address = (self.server.address,) if self.transport == 'unix' else self.server.address
+        connect = ipc.connect_to if self.transport == 'unix' else ipc.connect_to_net
+        return connect('world', *address, lambda client: log and client.on('*', log))
 
     def raw(self) -> Any:
         """A connected plain socket."""

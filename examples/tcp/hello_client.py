@@ -1,0 +1,34 @@
+"""The client of node-ipc's first example, over TCP; world_server.py says how to run it."""
+
+import sys
+
+from nodeipc import ipc
+from nodeipc.colors import debug, notice, rainbow
+
+ipc.config.id = 'hello'
+ipc.config.retry = 1500
+if sys.argv[1:]:
+    ipc.config.network_port = int(sys.argv[1])  # 8000 if none is given
+
+
+def ready():
+    @ipc.of.world.on('connect')
+    def connect():
+        ipc.log(rainbow('## connected to world ##'), ipc.config.retry)
+        ipc.of.world.emit(
+            'message',
+            'hello',
+        )
+
+    @ipc.of.world.on('disconnect')
+    def disconnect():
+        ipc.log(notice('disconnected from world'))
+
+    @ipc.of.world.on('message')
+    def message(data):
+        ipc.log(debug('got a message from world : '), data)
+
+
+ipc.connect_to_net('world', ready)
+
+ipc.wait()

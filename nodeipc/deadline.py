@@ -1,0 +1,34 @@
+"""A point in time until which something may take, made from the seconds a caller allows."""
+
+from __future__ import annotations
+
+import time
+from typing import Optional
+
+
+class Deadline:
+    """`timeout` seconds from now; None: never.
+
+    >>> Deadline(None).remaining is None, Deadline(0).remaining
+    (True, 0.0)
+    """
+
+    __slots__ = ('_end', 'timeout')
+
+    def __init__(self, timeout: Optional[float]) -> None:
+        self.timeout = timeout
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    @property
+    def remaining(self) -> Optional[float]:
+        """Seconds that are left, as the standard library's waits take them."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def sooner(self, other: Deadline) -> Deadline:
+        """Return whichever of the two comes first."""
+        if other._end is None:
+            return self
+        return other if self._end is None or other._end < self._end else self
+
+
+NEVER = Deadline(None)

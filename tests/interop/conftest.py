@@ -1,0 +1,74 @@
+"""Fixtures that start peers, for each version of node-ipc, and end them after the test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, Iterator, List
+
+import pytest
+
+from .peers import VERSIONS, Missing, NodePeer, Place, Process, PythonPeer, find_node
+
+
+@pytest.fixture(params=list(VERSIONS))
+def version(request: pytest.FixtureRequest) -> str:
+    """A version of node-ipc that can be run here."""
+    version = str(request.param)
+    try:
+        find_node(version)
+    except Missing as reason:
+        pytest.skip(str(reason))
+    return version
+
+
+@pytest.fixture
+def place(transport: str, tmp_path: Path) -> Iterator[Place]:
+    """Where server and clients meet, over Unix and over TCP."""
+    place = Place(transport, tmp_path)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def processes() -> Iterator[List[Process]]:
+    """Peers that end, without having failed, after the test."""
+    started: List[Process] = []
+    yield started
+    failures: List[AssertionError] = []
+    for process in reversed(started):
+        try:
+            process.close()
+        except AssertionError as failure:
+            failures.append(failure)
+    for failure in failures:
+        raise failure
+
+
+@pytest.fixture
+def start_node(version: str, processes: List[Process]) -> Callable[[], NodePeer]:
+    """Start a node-ipc peer of the version."""
+
+    def start() -> NodePeer:
+        peer = NodePeer(find_node(version), version)
+        processes.append(peer)
+        return peer
+
+    return start
+
+
+@pytest.fixture
+def node(start_node: Callable[[], NodePeer]) -> NodePeer:
+    """A node-ipc peer of the version."""
+    return start_node()
+
+
+@pytest.fixture
+def start_python(processes: List[Process]) -> Callable[[str, Place], PythonPeer]:
+    """Start a nodeipc peer, ``'serve'`` or ``'connect'``, in a process of its own."""
+
+    def start(role: str, place: Place) -> PythonPeer:
+        peer = PythonPeer(role, place)
+        processes.append(peer)
+        return peer
+
+    return start

@@ -1,0 +1,103 @@
+// A node-ipc peer for the tests: `node peer.mjs <major version> <JSON list of event types>`. Commands come as JSON lines
+// on stdin, each event of its server and clients is reported as a JSON line on stdout, and it ends when stdin does, so
+// that it never outlives a test.
+
+import {createHash} from 'node:crypto';
+import {createInterface} from 'node:readline';
+
+// Longer data is reported as {"$bytes", "$sha256"} of its JSON text: the tests are about node-ipc's sockets, not this pipe.
+const REPORTED_CHARACTERS = 4096;
+
+// Events about connections, whose arguments are sockets and such.
+const LIFECYCLE = ['start', 'connect', 'disconnect', 'destroy', 'close', 'socket.disconnected', 'error'];
+
+const [version, types] = process.argv.slice(2);
+const messages = JSON.parse(types);
+const {default: ipc} = await import(`node-ipc-${version}`);
+Object.assign(ipc.config, {silent: true, retry: 20});
+let echoing = false;
+
+const commands = {
+    configure: ({settings}) => Object.assign(ipc.config, settings),
+    echo: () => { echoing = true; },
+
+    serve({path}) {
+        ipc.serve(path);
+        startServer();
+    },
+    serveNet({host, port}) {
+        ipc.serveNet(host, port);
+        startServer();
+    },
+    broadcast: ({type, data}) => ipc.server.broadcast(type, revived(data)),
+    stop: () => ipc.server.stop(),
+
+    connectTo({id, path}) {
+        ipc.connectTo(id, path);
+        reportEvents(ipc.of[id], id);
+    },
+    connectToNet({id, host, port}) {
+        ipc.connectToNet(id, host, port);
+        reportEvents(ipc.of[id], id);
+    },
+    emit: ({id, type, data}) => ipc.of[id].emit(type, revived(data)),
+    emitNumbers({id, type, count}) {
+        for (let number = 0; number < count; number++) {
+            ipc.of[id].emit(type, number);
+        }
+    },
+    disconnect: ({id}) => ipc.disconnect(id),
+};
+
+function startServer() {
+    reportEvents(ipc.server, 'server');
+    for (const type of messages) {
+        ipc.server.on(type, (data, socket) => echoing && ipc.server.emit(socket, type, data));
+    }
+    ipc.server.start();
+}
+
+// Type by type, because a handler for '*' makes node-ipc 9's emitter fail on Node.js 10 to 59: it takes them for ancient.
+function reportEvents(emitter, of) {
+    for (const event of LIFECYCLE) {
+        emitter.on(event, (detail) => report(of, event, event === 'error' ? String(detail?.message ?? detail) : null));
+    }
+    for (const type of messages) {
+        emitter.on(type, (data) => report(of, type, abridged(data)));
+    }
+}
+
+function report(of, event, data) {
+    process.stdout.write(`${JSON.stringify({of, event, data})}\n`);
+}
+
+function abridged(data) {
+    const text = JSON.stringify(data);
+    return text?.length > REPORTED_CHARACTERS
+        ? {$bytes: Buffer.byteLength(text), $sha256: createHash('sha256').update(text).digest('hex')}
+        : data;
+}
+
+// What JSON cannot say: {"$undefined": true}, {"$date": ISO time}, {"$repeat": [text, times]}.
+function revived(data) {
+    if (data?.$undefined) {
+        return undefined;
+    }
+    if (data?.$date) {
+        return new Date(data.$date);
+    }
+    return data?.$repeat ? data.$repeat[0].repeat(data.$repeat[1]) : data;
+}
+
+const input = createInterface({input: process.stdin});
+input.on('line', (line) => {
+    const {command, ...options} = JSON.parse(line);
+    commands[command](options);
+});
+input.on('close', () => {
+    Object.keys(ipc.of).forEach((id) => ipc.disconnect(id));
+    if (ipc.server?.server) {
+        ipc.server.stop();  // removes the socket file
+    }
+    process.exit();
+});

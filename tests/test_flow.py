@@ -1,0 +1,351 @@
+"""Flow control: what happens when somebody does not keep up. Memory stays flat, and only the slow one pays."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, List
+
+import pytest
+
+from nodeipc import EmitTimeout, NotConnectedError, ProtocolError
+
+from .conftest import Log, eventually
+
+MIB = 1 << 20
+BLOCK = 'x' * 100_000
+
+
+def test_a_handler_that_falls_behind_makes_its_peers_emit_block(pair: Any) -> None:
+    world = pair()
+    gate = threading.Event()
+    handled: List[int] = []
+
+    @world.server.on('block')
+    def handle(data: str) -> None:
+        gate.wait(30)
+        handled.append(len(data))
+
+    world.start()
+    client = world.connect(max_pending_bytes=MIB)
+    sent = 0
+    with pytest.raises(EmitTimeout, match=r"client 'world' .* takes no more.*max_pending_bytes"):
+        for _ in range(1000):
+            client.emit('block', BLOCK, timeout=0.3)
+            sent += 1
+    # The client's queue, the system's buffers, what the server read ahead: a few megabytes, and not the thousand blocks.
+    assert sent < 200
+    assert world.server.stats()['bytes_in'] < 2 * MIB
+    assert client.stats()['pending_bytes'] <= MIB + len(BLOCK) + 100
+    gate.set()
+    client.emit('block', 'last', timeout=20)
+    eventually(lambda: handled and handled[-1] == 4)
+    assert len(handled) == sent + 1  # all that was accepted, and nothing of what was refused
+
+
+def test_small_events_are_bounded_too(pair: Any) -> None:
+    world = pair()
+    gate = threading.Event()
+    world.server.on('n', lambda: gate.wait(30))
+    world.start()
+    client = world.connect(max_pending_bytes=100_000)
+    with pytest.raises(EmitTimeout):
+        while True:
+            client.emit('n', 1, timeout=0.3)
+    try:
+        assert world.server.stats()['bytes_in'] < MIB
+    finally:
+        gate.set()
+
+
+def test_other_connections_are_served_while_one_is_behind(pair: Any) -> None:
+    world = pair()
+    gate = threading.Event()
+
+    @world.server.on('block')
+    def stuck() -> None:
+        gate.wait(30)
+
+    world.server.on('ask', lambda data, socket: socket.emit('answer', data))
+    world.start()
+    slow = world.connect(max_pending_bytes=MIB)
+    with pytest.raises(EmitTimeout):
+        for _ in range(1000):
+            slow.emit('block', BLOCK, timeout=0.2)
+    log = Log()
+    other = world.connect(log)
+    for number in range(50):
+        other.emit('ask', number)
+    try:
+        assert [data for (data,) in log.wait('answer', 50)] == list(range(50))
+    finally:
+        gate.set()
+
+
+def test_a_client_that_never_reads_costs_its_emitter_a_timeout_and_others_nothing(pair: Any) -> None:
+    world = pair(max_pending_bytes=MIB)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    deaf = world.raw()
+    ((deaf_socket,),) = log.wait('connect')
+    answers = Log()
+    world.connect(answers)
+    _, (socket,) = log.wait('connect', 2)
+    with pytest.raises(EmitTimeout, match='a client of server .* takes no more'):
+        for _ in range(1000):
+            deaf_socket.emit('block', BLOCK, timeout=0.2)
+    assert deaf_socket.pending_bytes <= MIB + len(BLOCK) + 100
+    socket.emit('block', 'fine')
+    assert answers.wait('block') == [('fine',)]
+    assert deaf_socket.connected
+    deaf.close()
+    log.wait('socket.disconnected')
+    assert not deaf_socket.connected
+    # what was accepted and cannot be delivered any more is reported, and emitting says so
+    assert any(isinstance(error, NotConnectedError) and 'not delivered' in str(error) for error, _ in log.of('error'))
+    with pytest.raises(NotConnectedError):
+        deaf_socket.emit('block')
+
+
+def test_a_blocked_emit_ends_when_the_peer_goes(pair: Any) -> None:
+    world = pair(max_pending_bytes=MIB)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    deaf = world.raw()
+    ((socket,),) = log.wait('connect')
+    raised = Log()
+
+    def emit() -> None:
+        try:
+            while True:
+                socket.emit('block', BLOCK, timeout=60)
+        except NotConnectedError as error:
+            raised('error', error)
+
+    emitter = threading.Thread(target=emit)
+    emitter.start()
+    eventually(lambda: socket.pending_bytes > MIB)
+    deaf.close()
+    emitter.join(20)
+    assert not emitter.is_alive()
+    assert raised.of('error')
+
+
+def test_a_refused_message_is_not_sent_in_part(pair: Any) -> None:
+    world = pair(max_pending_bytes=MIB)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    slow = world.raw()
+    ((socket,),) = log.wait('connect')
+    sent = 0
+    with pytest.raises(EmitTimeout):
+        while True:
+            socket.emit('block', [sent, BLOCK], timeout=0.1)
+            sent += 1
+    done = threading.Event()
+    received = bytearray()
+
+    def read() -> None:
+        while not received.endswith(b'"end"}\f'):
+            received.extend(slow.recv(1 << 20))
+        done.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    socket.emit('block', 'end', timeout=20)
+    reader.join(20)
+    assert done.is_set()
+    frames = bytes(received).split(b'\f')
+    assert len(frames) == sent + 2
+    assert [frame[:26] for frame in frames[:-2]] == [f'{{"type":"block","data":[{n},"x'.encode()[:26] for n in range(sent)]
+    slow.close()
+
+
+def test_a_message_larger_than_the_queue_passes_when_it_is_alone(pair: Any) -> None:
+    world = pair()
+    got: List[int] = []
+    world.server.on('block', lambda data: got.append(len(data)))
+    world.start()
+    client = world.connect(max_pending_bytes=1000)
+    for _ in range(3):
+        client.emit('block', 'x' * 3_000_000)
+    eventually(lambda: got == [3_000_000] * 3)
+
+
+def test_thirty_megabytes_broadcast_in_a_loop_reach_every_client_that_reads(pair: Any) -> None:
+    world = pair()
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    counts = [0] * 4
+    last: List[int] = [-1] * 4
+
+    def count(which: int, data: List[Any]) -> None:
+        assert data[0] == last[which] + 1
+        last[which] = data[0]
+        counts[which] += 1
+
+    for which in range(4):
+        world.connect().on('block', lambda data, which=which: count(which, data))
+    log.wait('connect', 4)
+    for number in range(300):
+        world.server.broadcast('block', [number, BLOCK])
+    eventually(lambda: counts == [300] * 4, 60)
+    assert log.of('error') == []
+
+
+def test_a_broadcast_waits_for_the_slow_and_cuts_off_the_stuck(pair: Any) -> None:
+    world = pair(max_pending_bytes=MIB, stall_timeout=400)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    stuck = world.raw()
+    ((stuck_socket,),) = log.wait('connect')
+    counts = Log()
+    world.connect().on('block', lambda data: counts('block', len(data)))
+    slow = world.raw()
+    log.wait('connect', 3)
+    received = [0]
+    stop = threading.Event()
+
+    def read_slowly() -> None:
+        while not stop.is_set():
+            chunk = slow.recv(50_000)
+            received[0] += len(chunk)
+            if not chunk:
+                return
+            time.sleep(0.001)  # the subject of this test, not a wait for luck
+
+    reader = threading.Thread(target=read_slowly)
+    reader.start()
+    for _ in range(120):
+        world.server.broadcast('block', BLOCK)
+    counts.wait('block', 120)
+    ((error, socket),) = log.wait('error')
+    assert isinstance(error, ProtocolError)
+    assert error.code == 'ERR_IPC_BACKPRESSURE'
+    assert 'stall_timeout' in str(error)
+    assert socket is stuck_socket
+    log.wait('socket.disconnected')
+    assert not stuck_socket.connected
+    frame = len(b'{"type":"block","data":""}\f') + len(BLOCK)
+    eventually(lambda: received[0] == 120 * frame, 60)
+    stop.set()
+    world.server.stop()
+    reader.join(10)
+    stuck.close()
+    slow.close()
+
+
+def test_a_stuck_client_delays_nobodys_delivery_of_a_broadcast(pair: Any) -> None:
+    world = pair(max_pending_bytes=MIB, stall_timeout=60_000)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    stuck = world.raw()
+    log.wait('connect')
+    counts = Log()
+    world.connect().on('block', lambda data: counts('block', data[0]))
+    log.wait('connect', 2)
+    blocked = threading.Event()
+
+    def broadcast() -> None:
+        for number in range(100):
+            world.server.broadcast('block', [number, BLOCK])
+        blocked.set()
+
+    caster = threading.Thread(target=broadcast)
+    caster.start()
+    eventually(lambda: world.server.stats()['pending_bytes'] > MIB)
+    # The message over which the broadcaster waits has reached the other client already.
+    number = eventually(lambda: len(counts.of('block')) > 10 and len(counts.of('block')))
+    assert not blocked.is_set()
+    eventually(lambda: len(counts.of('block')) * len(BLOCK) > MIB)
+    assert number
+    stuck.close()
+    caster.join(20)
+    assert blocked.is_set()
+    counts.wait('block', 100)
+
+
+def test_workers_0_can_block_in_emit_without_stopping_the_reactor(pair: Any) -> None:
+    world = pair(workers=0, max_pending_bytes=MIB)
+    log = Log()
+    world.server.on('connect', lambda socket: log('connect', socket))
+
+    @world.server.on('flood')
+    def flood(count: int, socket: Any) -> None:
+        for number in range(count):
+            socket.emit('block', [number, BLOCK], timeout=20)
+
+    world.start()
+    got: List[int] = []
+    client = world.connect()
+    client.on('block', lambda data: got.append(data[0]))
+    client.emit('flood', 100)
+    eventually(lambda: len(got) == 100, 60)
+    assert got == list(range(100))
+
+
+def test_workers_0_a_handler_may_wait_for_another_connection(make: Any) -> None:
+    ipc = make(workers=0)
+    log = Log()
+    ipc.serve().on('hello', lambda data, socket: log('hello', data))
+
+    @ipc.server.on('start')
+    def start() -> None:
+        client = ipc.connect_to('world')
+        client.emit('hello', 1)
+        assert client.wait_connected(10)
+        client.emit('hello', 2)
+        client.flush(10)
+        client.disconnect()
+        log('done')
+
+    ipc.server.start()
+    log.wait('done')
+    assert [data for (data,) in log.wait('hello', 2)] == [1, 2]
+
+
+def test_flush_waits_until_all_is_written(pair: Any) -> None:
+    world = pair()
+    gate = threading.Event()
+    world.server.on('block', lambda: gate.wait(20))
+    world.start()
+    client = world.connect()
+    client.flush()
+    for _ in range(60):
+        client.emit('block', BLOCK)
+    assert client.stats()['pending_bytes'] > 0
+    with pytest.raises(EmitTimeout, match=r'were not written within 0.05 s'):
+        client.flush(0.05)
+    gate.set()
+    client.flush(20)
+    assert client.stats()['pending_bytes'] == 0
+
+
+def test_flush_tells_of_a_connection_that_is_lost_meanwhile(pair: Any) -> None:
+    world = pair()
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    deaf = world.raw()
+    ((socket,),) = log.wait('connect')
+    for _ in range(60):
+        socket.emit('block', BLOCK)
+    raised = Log()
+
+    def flush() -> None:
+        try:
+            socket._connection.flush(20)
+        except NotConnectedError as error:
+            raised('error', error)
+
+    flusher = threading.Thread(target=flush)
+    flusher.start()
+    deaf.close()
+    flusher.join(20)
+    assert 'was lost with' in str(raised.wait('error')[0][0])
