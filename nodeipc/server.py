@@ -11,7 +11,8 @@ import socket as socket_module
 import threading
 from typing import Any, Callable, Dict, Optional, Set, Tuple, Union
 
-from .address import Address, Listener, Peer, TCPAddress, adopt, listen, peer_of, public
+from .acceptor import Acceptor
+from .address import Address, Peer, TCPAddress, adopt, listen, peer_of, public
 from .config import DEFAULT_MAX_MESSAGE_SIZE, Config, seconds
 from .connection import Connection, Owner, log_level
 from .deadline import NEVER, Deadline
@@ -19,16 +20,8 @@ from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
 from .events import Emitter, Handler, max_positional
 from .log import logger
-from .reactor import READ, Owned
 from .wire import NO_DATA, Decoder, Encoder
 from .workers import Strand
-
-# Accepted in one turn of the reactor, so that a flood of connections leaves time for those that are there.
-_ACCEPT_TURN = 64
-
-# No descriptors left: accepting again at once would fail again at once.
-_ACCEPT_PAUSE_SECONDS = 0.25
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _COUNTERS = ('messages_in', 'messages_out', 'bytes_in', 'bytes_out')
 
@@ -166,7 +159,7 @@ class Definitions:
         self.broadcast = EventDescriptions()
 
 
-class Server(Emitter, Owned):
+class Server(Emitter):
     """A server of Unix or TCP sockets, made by ``ipc.serve`` or ``ipc.serve_net``.
 
     Events: ``start`` (server), ``connect`` (socket), every type the clients emit (data, socket), ``socket.disconnected``
@@ -214,12 +207,11 @@ class Server(Emitter, Owned):
         self._engine: Optional[Engine] = None
         self._strand: Optional[Strand] = None
         self._where = address  # where it is, or was last, bound
-        self._listener: Optional[Listener] = None
+        self._acceptor: Optional[Acceptor] = None
         self._sockets: Dict[Socket, None] = {}  # in the order in which they came
         self._unfinished: Set[Socket] = set()  # those, and the ones that are gone and whose handlers still run
         self._hurried = False
         self._refused = 0  # connections over the limit that no error event has told of yet
-        self._accepting = 0  # the reactor thread's own: what it awaits of the listening socket
         self._past = dict.fromkeys(('connections_total', 'errors', *_COUNTERS), 0)
 
     def __str__(self) -> str:
@@ -276,7 +268,7 @@ class Server(Emitter, Owned):
                         raise RuntimeError(f'{self} was stopped while it was starting')
                     self._state = 'listening'
                     self._engine = engine
-                    self._listener = listener
+                    self._acceptor = acceptor = Acceptor(listener, engine.reactor, self._accepted, self._accept_failed)
                     self._strand = strand = Strand(engine.workers, self._publish)
                     self._hurried = False
                     self._unfinished.clear()
@@ -287,9 +279,8 @@ class Server(Emitter, Owned):
             with self._changed:
                 self._state = 'stopped'
             raise
-        engine.reactor.call(engine.reactor.owned.add, self)
         strand.post(self._publish, 'start', self)
-        strand.post(engine.reactor.call, self._accept_on)
+        strand.post(engine.reactor.call, acceptor.start)
 
     def stop(self, timeout: Optional[float] = None) -> None:
         """Stop accepting, let the handlers of what has arrived finish, deliver what was emitted, close. Idempotent.
@@ -343,10 +334,11 @@ class Server(Emitter, Owned):
             if self._state != 'listening':
                 return
             self._state = 'stopping'
-            listener, engine = self._listener, self._engine
-        assert listener is not None and engine is not None
-        if listener.file is not None:
-            listener.file.remove()
+            acceptor, engine = self._acceptor, self._engine
+        assert acceptor is not None
+        assert engine is not None
+        if acceptor.listener.file is not None:
+            acceptor.listener.file.remove()
         engine.reactor.call(self._stop_accepting)
 
     def _wait_stopped(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
@@ -370,7 +362,7 @@ class Server(Emitter, Owned):
         self._changed = threading.Condition()
         self._handlers_lock = threading.Lock()
         self._state = 'stopped'
-        self._listener = self._engine = None
+        self._acceptor = self._engine = None
         self._sockets = {}
         self._unfinished = set()
 
@@ -385,7 +377,7 @@ class Server(Emitter, Owned):
         if self._config.identify_peer:
             plain = deliver
 
-            def deliver(type: str, data: Any) -> None:  # noqa: F811
+            def deliver(type: str, data: Any) -> None:
                 if isinstance(data, dict) and data.get('id'):
                     socket.id = data['id']
                 plain(type, data)
@@ -409,55 +401,29 @@ class Server(Emitter, Owned):
 
     # Reactor thread
 
-    def abandon(self) -> None:
-        if self._listener is not None:
-            self._listener.socket.close()
+    def _accepted(self, sock: socket_module.socket, address: Any) -> None:
+        if len(self._sockets) >= self._config.max_connections:
+            sock.close()
+            self._refuse()
+            return
+        try:
+            self._admit(sock, address)
+        except OSError as error:  # gone already
+            sock.close()
+            logger.info('%s: a client was lost while it connected: %s', self, error)
 
-    def _accept_on(self) -> None:
-        if self._state == 'listening':
-            assert self._engine is not None and self._listener is not None
-            self._engine.reactor.watch(self._listener.socket, self._accepting, READ, self._accept)
-            self._accepting = READ
+    def _accept_failed(self, error: OSError) -> None:
+        logger.error('%s: cannot accept: %s; trying again', self, error.strerror)
+        self._post(self._report, error, None)
 
-    def _accept_off(self) -> None:
-        assert self._engine is not None and self._listener is not None
-        self._engine.reactor.watch(self._listener.socket, self._accepting, 0, self._accept)
-        self._accepting = 0
-
-    def _accept(self, mask: int) -> None:
-        listener, engine = self._listener, self._engine
-        assert listener is not None and engine is not None
-        for _ in range(_ACCEPT_TURN):
-            try:
-                sock, address = listener.socket.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    continue  # the client gave up while it waited
-                self._accept_off()
-                engine.reactor.call_later(_ACCEPT_PAUSE_SECONDS, self._accept_on)
-                logger.error('%s: cannot accept: %s; trying again', self, error.strerror)
-                self._post(self._report, error, None)
-                return
-            if len(self._sockets) >= self._config.max_connections:
-                sock.close()
-                self._refuse()
-                continue
-            try:
-                self._admit(sock, address, engine, listener)
-            except OSError as error:  # gone already
-                sock.close()
-                logger.info('%s: a client was lost while it connected: %s', self, error)
-
-    def _admit(self, sock: socket_module.socket, address: Any, engine: Engine, listener: Listener) -> None:
-        sock.setblocking(False)
-        if isinstance(listener.address, TCPAddress):
+    def _admit(self, sock: socket_module.socket, address: Any) -> None:
+        assert self._engine is not None
+        if isinstance(self._where, TCPAddress):
             sock.setsockopt(socket_module.IPPROTO_TCP, socket_module.TCP_NODELAY, 1)
             where: Any = (address[0], address[1])
         else:
-            where = listener.address.path
-        socket = Socket(self, sock, engine, where)
+            where = self._where.path
+        socket = Socket(self, sock, self._engine, where)
         with self._changed:
             self._past['connections_total'] += 1
             self._sockets[socket] = None
@@ -484,11 +450,9 @@ class Server(Emitter, Owned):
             self._stop_if_finished()
 
     def _stop_accepting(self) -> None:
-        assert self._engine is not None and self._listener is not None
-        self._accept_off()
-        self._listener.socket.close()
-        self._engine.reactor.owned.discard(self)
-        self._listener = None
+        assert self._acceptor is not None
+        self._acceptor.stop()
+        self._acceptor = None
         for socket in self.sockets:
             socket._stop()
         self._stop_if_finished()
@@ -525,7 +489,7 @@ class Server(Emitter, Owned):
     def _stop_if_finished(self) -> None:
         with self._changed:
             busy = self._sockets if self._hurried else self._unfinished
-            if self._state != 'stopping' or self._listener or busy or self._strand is None:
+            if self._state != 'stopping' or self._acceptor or busy or self._strand is None:
                 return
             strand, self._strand = self._strand, None
         strand.post(self._publish, 'stop')

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from queue import SimpleQueue
 from typing import Any, Callable, Deque, Iterable, List, Optional, Tuple
 
 from .deadline import Deadline
@@ -30,18 +29,21 @@ _here = threading.local()
 
 
 class Workers:
-    """Threads that run strands, started as needed. With a limit of 0 the reactor thread runs them."""
+    """Threads that run strands, started as needed. With a limit of 0 the reactor thread runs them.
+
+    A strand is handed to the thread that became idle last, so that few threads do the work while there is little of it.
+    """
 
     def __init__(self, limit: int, reactor: Reactor) -> None:
         self._limit = limit
         self._reactor = reactor
-        self._tasks: SimpleQueue[Optional[Strand]] = SimpleQueue()
-        # Guards the four below. Innermost.
+        # Guards all below. Innermost: nothing is called while it is held but the release of a worker's own lock.
         self._lock = threading.Lock()
-        self._closed = False
         self._threads: List[threading.Thread] = []
-        self._idle = 0
-        # Strands that wait for a thread. Read without the lock by strands, to see whether to yield; on the reactor
+        self._idle: List[_Seat] = []
+        self._queue: Deque[Strand] = deque()
+        self._closed = False
+        # How many strands wait for a thread. Read without the lock by strands, to see whether to yield; on the reactor
         # thread there is always somebody to yield to, its sockets.
         self.waiting = 0 if limit else 1
 
@@ -51,32 +53,36 @@ class Workers:
         return self._reactor.in_thread or getattr(_here, 'workers', None) is self
 
     def submit(self, strand: Strand) -> None:
-        """Have `strand` run; any thread, never blocks."""
+        """Have `strand` run; any thread, never waits for a strand."""
         if not self._limit:
             self._reactor.defer(strand.run)
             return
-        self._tasks.put(strand)
         with self._lock:
+            if self._idle:
+                seat = self._idle.pop()
+                seat.strand = strand
+                seat.wake.release()
+                return
+            self._queue.append(strand)
             self.waiting += 1
-            grow = self.waiting > self._idle and len(self._threads) < self._limit and not self._closed
-        if grow:
-            self._grow()
+        self._grow()
 
     def close(self, deadline: Deadline) -> None:
         """Let the threads end when the queue is empty, and wait for them until the deadline."""
         with self._lock:
             self._closed = True
-            threads, self._threads = self._threads, []
-        for _ in threads:
-            self._tasks.put(None)
+            threads, idle, self._idle = self._threads, self._idle, []
+        for seat in idle:
+            seat.wake.release()
         for thread in threads:
             thread.join(deadline.remaining)
 
     def _grow(self) -> None:
-        thread = threading.Thread(target=self._work, name='nodeipc-worker', daemon=True)
+        """Start a thread for what waits in the queue, if there may be one more."""
         with self._lock:
-            if len(self._threads) >= self._limit or self._closed:
+            if len(self._threads) >= self._limit or self._closed or not self._queue:
                 return
+            thread = threading.Thread(target=self._work, name='nodeipc-worker', daemon=True)
             self._threads.append(thread)
         try:
             thread.start()
@@ -90,18 +96,34 @@ class Workers:
 
     def _work(self) -> None:
         _here.workers = self
+        seat = _Seat()
         while True:
             with self._lock:
-                self._idle += 1
-            strand = self._tasks.get()
-            with self._lock:
-                self._idle -= 1
-                if strand is not None:
+                if self._queue:
+                    strand: Optional[Strand] = self._queue.popleft()
                     self.waiting -= 1
+                elif self._closed:
+                    return
+                else:
+                    strand = None
+                    self._idle.append(seat)
             if strand is None:
-                return
-            strand.run()
+                seat.wake.acquire()
+                strand, seat.strand = seat.strand, None
+            if strand is not None:  # else woken by close()
+                strand.run()
             del strand  # or an idle thread would keep a closed connection alive
+
+
+class _Seat:
+    """Where an idle thread waits for a strand: whoever gives it one releases `wake`."""
+
+    __slots__ = ('strand', 'wake')
+
+    def __init__(self) -> None:
+        self.strand: Optional[Strand] = None
+        self.wake = threading.Lock()
+        self.wake.acquire()
 
 
 class Strand:

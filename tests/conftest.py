@@ -117,10 +117,7 @@ class Pair:
         """A connected plain socket."""
         import socket
 
-        if self.transport == 'unix':
-            sock = socket.socket(socket.AF_UNIX)
-        else:
-            sock = socket.socket(socket.AF_INET)
+        sock = socket.socket(socket.AF_UNIX if self.transport == 'unix' else socket.AF_INET)
         sock.settimeout(_SECONDS)
         sock.connect(self.server.address)
         return sock

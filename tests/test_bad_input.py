@@ -112,7 +112,7 @@ def test_two_frames_in_a_chunk_and_one_in_a_thousand(world: Any) -> None:
 
 def test_arbitrary_bytes_never_harm_the_process(world: Any) -> None:
     rng = random.Random(20261122)
-    pieces = [b'\f', b'{', b'}', b'"type"', b':', b'"x"', b'[', b']', b',', b'null', b'1e999', b'\xff', b'"\\ud800"', GOOD, b'"data"']
+    pieces = [b'\f', b'{', b'}', b'"type"', b':', b'"x"', b'[', b']', b',', b'null', b'1e999', b'\xff', b'"\\ud800"', GOOD]
     for _ in range(150):
         with world.raw() as sock:
             junk = b''.join(rng.choice(pieces) for _ in range(rng.randrange(1, 40)))

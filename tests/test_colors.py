@@ -6,7 +6,7 @@ import io
 import os
 import re
 import sys
-from typing import Any, Callable, Dict, Iterator
+from typing import Any, Callable, Dict
 
 import pytest
 
@@ -20,39 +20,44 @@ COLOR = re.compile(r'\x1b\[[0-9;]*m')
 every_theme = pytest.mark.parametrize('theme', THEMES.values(), ids=THEMES)
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """Make stdout a terminal; return a function that returns what was written to it."""
-    controller, end = os.openpty()
-    monkeypatch.setenv('TERM', 'xterm')
-    with os.fdopen(end, 'w') as stdout:
-        monkeypatch.setattr(sys, 'stdout', stdout)
+class Terminal:
+    """A terminal as stdout: ``with Terminal() as terminal``, in the test itself, because pytest changes stdout too."""
 
-        def written() -> str:
-            stdout.flush()
-            return os.read(controller, 1 << 16).decode()
+    def __enter__(self) -> Terminal:
+        self._controller, end = os.openpty()
+        os.set_blocking(self._controller, False)
+        self._stdout = os.fdopen(end, 'w')
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(sys, 'stdout', self._stdout)
+        self._patch.setenv('TERM', 'xterm')
+        return self
 
-        yield written
-        monkeypatch.undo()
-    os.close(controller)
+    def __exit__(self, *exc_info: Any) -> None:
+        self._patch.undo()
+        self._stdout.close()
+        os.close(self._controller)
+
+    def shown(self) -> str:
+        self._stdout.flush()
+        return os.read(self._controller, 1 << 16).decode()
 
 
 @every_theme
-def test_a_theme_colours_on_a_terminal_and_keeps_the_text(theme: Any, terminal: Any) -> None:
-    text = theme('got a message')
+def test_a_theme_colours_on_a_terminal_and_keeps_the_text(theme: Any) -> None:
+    with Terminal():
+        text = theme('got a message')
     assert text.startswith('\x1b[')
     assert text.endswith('\x1b[0m')
     assert COLOR.sub('', text) == 'got a message'
 
 
 @every_theme
-def test_a_theme_is_silent_on_a_pipe(theme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('TERM', 'xterm')
+def test_a_theme_is_silent_on_a_pipe(theme: Any) -> None:
     ours, theirs = os.pipe()
-    with os.fdopen(ours), os.fdopen(theirs, 'w') as stdout:
-        monkeypatch.setattr(sys, 'stdout', stdout)
+    with os.fdopen(ours), os.fdopen(theirs, 'w') as stdout, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'stdout', stdout)
+        patch.setenv('TERM', 'xterm')
         assert theme('got a message') == 'got a message'
-        monkeypatch.undo()
 
 
 @every_theme
@@ -72,8 +77,8 @@ def test_a_theme_takes_any_value(theme: Any) -> None:
     assert COLOR.sub('', theme(None, force=True)) == 'None'
 
 
-def test_a_rainbow_has_a_colour_a_letter(terminal: Any) -> None:
-    codes = COLOR.findall(colors.rainbow('rainbow'))
+def test_a_rainbow_has_a_colour_a_letter() -> None:
+    codes = COLOR.findall(colors.rainbow('rainbow', force=True))
     assert len(codes) == len('rainbow') + 1
     assert len(set(codes[:6])) == 6
 
@@ -89,11 +94,12 @@ def test_a_rainbow_has_a_colour_a_letter(terminal: Any) -> None:
     ],
 )
 def test_the_environment_decides_on_a_terminal(
-    variable: str, value: str, welcome: bool, terminal: Any, monkeypatch: pytest.MonkeyPatch
+    variable: str, value: str, welcome: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(variable, value)
-    assert colors.supports_color() is welcome
-    assert (colors.good('saved') != 'saved') is welcome
+    with Terminal():
+        monkeypatch.setenv(variable, value)
+        assert colors.supports_color() is welcome
+        assert (colors.good('saved') != 'saved') is welcome
 
 
 def test_a_program_without_a_usable_stdout_gets_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,11 +110,12 @@ def test_a_program_without_a_usable_stdout_gets_plain_text(monkeypatch: pytest.M
         assert colors.error('text') == 'text'
 
 
-def test_ipc_log_is_in_colour_on_a_terminal(terminal: Any) -> None:
-    IPC().log(colors.debug('got a message : '), {'a': 1})
-    written = terminal()
-    assert '\x1b[34mgot a message : \x1b[0m' in written
-    assert COLOR.sub('', written) == "got a message :  {'a': 1}\r\n"
+def test_ipc_log_is_in_colour_on_a_terminal() -> None:
+    with Terminal() as terminal:
+        IPC().log(colors.debug('got a message : '), {'a': 1})
+        shown = terminal.shown()
+    assert '\x1b[34mgot a message : \x1b[0m' in shown
+    assert COLOR.sub('', shown) == "got a message :  {'a': 1}\r\n"
 
 
 def test_ipc_log_is_plain_on_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

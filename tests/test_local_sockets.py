@@ -264,8 +264,8 @@ def test_many_servers_that_start_at_once_leave_one_live(make: Any, dead: Path) -
             barrier.wait()
             try:
                 server.start()
-            except OSError as error:
-                failed('error', error)
+            except OSError as refusal:
+                failed('error', refusal)
 
         threads = [threading.Thread(target=start, args=(server,)) for server in servers]
         for thread in threads:

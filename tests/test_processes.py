@@ -26,7 +26,7 @@ def impatient() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-def run(script: str, timeout: float = 60) -> 'subprocess.CompletedProcess[str]':
+def run(script: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, '-X', 'dev', '-W', 'error', '-c', script], capture_output=True, text=True, check=False,
         env={**os.environ, 'PYTHONPATH': os.getcwd()}, timeout=timeout,
@@ -135,7 +135,8 @@ def test_start_and_stop_race(make: Any, impatient: None) -> None:
 def test_a_fork_leaves_parent_and_child_sane(tmp_path: Any) -> None:
     """Both in a process of its own: the test's has threads that fork would copy the locks of."""
     result = run("""
-import os, sys, threading, time, nodeipc
+import os, sys, threading, time, warnings, nodeipc
+warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
 parent = nodeipc.IPC(id='parent')
 server = parent.serve()
 got = []
@@ -178,7 +179,8 @@ print(got)
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_a_fork_under_load_does_not_disturb_the_parent() -> None:
     result = run("""
-import os, threading, time, nodeipc
+import os, threading, time, warnings, nodeipc
+warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
 ipc = nodeipc.IPC(id='parent')
 server = ipc.serve()
 server.on('message', lambda data, socket: socket.emit('message', data))

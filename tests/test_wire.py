@@ -13,13 +13,13 @@ from typing import Any, List, Tuple
 import pytest
 
 from nodeipc.errors import ProtocolError
-from nodeipc.wire import Decoder, Encoder
+from nodeipc.wire import NO_DATA, Decoder, Encoder
 
 MIB = 1 << 20
 FRAME = b'{"type":"message","data":"hello"}'
 
 
-def encode(type: Any, data: Any = {}, delimiter: str = '\f', limit: int = MIB) -> bytes:
+def encode(type: Any, data: Any = NO_DATA, delimiter: str = '\f', limit: int = MIB) -> bytes:
     return Encoder(delimiter, limit).encode(type, data)
 
 

@@ -1,0 +1,81 @@
+"""A listening socket on a reactor: it accepts, in turns, and pauses when the system has no descriptors left.
+
+Stream servers make one each time they start. It knows nothing of what becomes of the accepted sockets.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any, Callable
+
+from .address import Listener
+from .reactor import READ, Owned, Reactor
+
+# Accepted in one turn of the reactor, so that a flood of connections leaves time for those that are there.
+_TURN = 64
+
+# Without descriptors the next attempt would fail like the last, and the listening socket would stay ready: a busy loop.
+_PAUSE_SECONDS = 0.25
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Acceptor(Owned):
+    """Accepts on `listener` and hands each socket, non-blocking, and its address to `accepted`.
+
+    `failed` is told when the system is out of resources; accepting goes on by itself after a pause.
+    """
+
+    __slots__ = ('_accepted', '_failed', '_reactor', '_stopped', '_watched', 'listener')
+
+    def __init__(
+        self,
+        listener: Listener,
+        reactor: Reactor,
+        accepted: Callable[[socket.socket, Any], Any],
+        failed: Callable[[OSError], Any],
+    ) -> None:
+        self.listener = listener
+        self._reactor = reactor
+        self._accepted = accepted
+        self._failed = failed
+        self._watched = 0
+        self._stopped = False
+
+    # Reactor thread
+
+    def start(self) -> None:
+        """Begin, or go on."""
+        if not self._stopped:
+            self._reactor.owned.add(self)
+            self._watch(READ)
+
+    def stop(self) -> None:
+        """Accept no more and close the socket; its file is for another thread to remove."""
+        self._stopped = True
+        self._watch(0)
+        self._reactor.owned.discard(self)
+        self.listener.socket.close()
+
+    def abandon(self) -> None:
+        self.listener.socket.close()
+
+    def _watch(self, wanted: int) -> None:
+        self._reactor.watch(self.listener.socket, self._watched, wanted, self._ready)
+        self._watched = wanted
+
+    def _ready(self, mask: int) -> None:
+        for _ in range(_TURN):
+            try:
+                sock, address = self.listener.socket.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    continue  # the client gave up while it waited
+                self._watch(0)
+                self._reactor.call_later(_PAUSE_SECONDS, self.start)
+                self._failed(error)
+                return
+            sock.setblocking(False)
+            self._accepted(sock, address)

@@ -1,0 +1,328 @@
+"""``python3 -m nodeipc demo``, run as a process; and the command line around it.
+
+What can only happen when something goes wrong is shown with actors: child processes that play badly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+import nodeipc
+from nodeipc import cli, demo
+
+from .conftest import eventually
+
+ROOT = Path(__file__).parent.parent
+COLOR = re.compile(r'\x1b\[[0-9;]*m')
+SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary directory for demos, in which no file is left, and no process that was given it."""
+    # Not in tmp_path, which is too long already for a socket path.
+    directory = Path(tempfile.mkdtemp(prefix='test-demo-'))
+    monkeypatch.setenv('TMPDIR', str(directory))
+    monkeypatch.setattr(tempfile, 'tempdir', None)  # where this process has looked it up already
+    try:
+        yield directory
+        eventually(lambda: not processes(directory))
+        assert list(directory.iterdir()) == []
+    finally:
+        for pid in processes(directory):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(directory)
+
+
+def processes(directory: Path) -> List[int]:
+    """Return the other processes whose environment names `directory`; none where the system does not tell."""
+    found = []
+    for entry in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            if int(entry.name) != os.getpid() and os.fsencode(directory) in (entry / 'environ').read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a demo, as a shell does: in a process group of its own."""
+    started: List[subprocess.Popen] = []
+
+    def start_demo(*command: str, stdout: Any = subprocess.PIPE, **environment: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            command or (sys.executable, '-X', 'dev', '-W', 'error', '-m', 'nodeipc', 'demo'),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            encoding='utf-8',
+            cwd=str(tmp_path),
+            env={
+                **os.environ,
+                'PYTHONPATH': str(ROOT),
+                'PYTHONDEVMODE': '1',
+                'PYTHONWARNINGS': 'error',
+                'PYTHONIOENCODING': 'utf-8',
+                **environment,
+            },
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start_demo
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def shown_by(process: subprocess.Popen) -> List[str]:
+    """Wait until a demo has ended well and return its lines."""
+    output, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, errors) == (0, ''), output
+    lines: List[str] = output.splitlines()
+    return lines
+
+
+def check_conversation(lines: List[str]) -> None:
+    """See that what was promised was shown, in the order in which it happens."""
+    assert {line[:7] for line in lines} == {'demo  │', 'world │', 'hello │'}
+    conversation = [
+        'hello │ ## connected to world ##',
+        'world │ got a message : hello',
+        'hello │ got a message from world : hello world!',
+        'hello │ got a broadcast from world : somebody said hello',
+        r'hello │ 1,000 pings there and back, median : \d+ µs',
+    ]
+    goodbye = ['hello │ stopping', 'world │ a client disconnected', 'world │ stopping']
+    in_order(
+        lines,
+        r'demo  │ pid \d+ starts .* Unix socket',
+        r'world │ pid \d+, listening at /.*/app\.world',
+        r'hello │ pid \d+, connecting to /.*/app\.world',
+        *conversation,
+        'demo  │ world is stopped .*',
+        'world │ stopping',
+        'hello │ disconnected from world',
+        r'world │ pid \d+, listening at /.*/app\.world',
+        *conversation,
+        *goodbye,
+        'demo  │ the same over TCP',
+        r'world │ pid \d+, listening at 127\.0\.0\.1:\d+',
+        r'hello │ pid \d+, connecting to 127\.0\.0\.1:\d+',
+        *conversation,
+        *goodbye,
+    )
+    assert lines.count('hello │ disconnected from world') == 3
+    assert len(set(re.findall(r'^\S+ *│ pid \d+', '\n'.join(lines), re.MULTILINE))) == 6  # each process says it once
+    assert re.fullmatch(r'demo  │ done: .* \d+ µs over the Unix socket and \d+ µs over TCP .*1,000.*', lines[-1])
+
+
+def in_order(lines: List[str], *patterns: str) -> None:
+    rest = iter(lines)
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, line) for line in rest), (pattern, lines)
+
+
+def test_the_demo_shows_the_conversation_plainly_in_a_pipe(start: Any) -> None:
+    lines = shown_by(start())
+    assert not COLOR.search('\n'.join(lines))
+    check_conversation(lines)
+
+
+def test_on_a_terminal_the_demo_is_in_colour(start: Any) -> None:
+    controller, terminal = os.openpty()
+    process = start(stdout=terminal, TERM='xterm')
+    os.close(terminal)
+    shown = b''
+    with contextlib.suppress(OSError):  # EIO: everybody has closed the other end
+        while True:
+            shown += os.read(controller, 1 << 16)
+    os.close(controller)
+    assert (process.communicate(timeout=SECONDS)[1], process.returncode) == ('', 0)
+    text = shown.decode()
+    assert '\x1b[34mgot a message : \x1b[0m'.replace(' : ', ' :') in text  # the roles' own colours
+    assert '\x1b[36mworld │\x1b[0m' in text  # and those of the labels
+    check_conversation(COLOR.sub('', text).splitlines())
+
+
+def test_two_demos_at_once_do_not_meet(start: Any) -> None:
+    for process in (start(), start()):
+        lines = shown_by(process)
+        check_conversation(lines)
+        clients = re.findall(r'hello │ pid (\d+), connecting to /', '\n'.join(lines))
+        assert set(re.findall(r'a client connected : pid (\d+)', '\n'.join(lines))) == set(clients)
+
+
+def test_the_demo_runs_uninstalled_from_a_directory_full_of_traps(start: Any, tmp_path: Path) -> None:
+    for trap in ('json.py', 'selectors.py', 'nodeipc.py'):
+        (tmp_path / trap).write_text('raise SystemExit("trapped")')
+    script = tmp_path / 'bin' / 'demo'
+    script.parent.mkdir()
+    script.write_text(f'import sys; sys.path.insert(0, {str(ROOT)!r}); from nodeipc.cli import main; sys.exit(main())')
+    check_conversation(shown_by(start(sys.executable, str(script), 'demo', PYTHONPATH='')))
+
+
+@pytest.mark.parametrize('moment', ['pid', 'connected to world', 'the same over TCP'])
+def test_ctrl_c_ends_the_demo_quietly(moment: str, start: Any) -> None:
+    process = start()
+    assert any(moment in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+    assert process.communicate(timeout=SECONDS)[1] == ''
+    assert process.returncode == 130
+
+
+def test_a_demo_that_is_killed_takes_its_processes_and_files_with_it(start: Any, temporary: Path) -> None:
+    process = start()
+    assert any('connected to world' in line for line in process.stdout)
+    assert len(processes(temporary)) in (0, 3)  # 0: not told
+    process.kill()
+    eventually(lambda: list(temporary.iterdir()) == [])
+
+
+def test_a_reader_that_leaves_ends_the_demo_quietly(start: Any) -> None:
+    process = start()
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ''
+    assert process.wait(SECONDS) == 1
+
+
+def test_a_child_that_fails_is_heard(start: Any, temporary: Path) -> None:
+    long = temporary / ('too-long-for-a-socket-path-' * 4)
+    long.mkdir()
+    process = start(TMPDIR=str(long))
+    output, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert re.match(r'nodeipc demo: world \(pid \d+\) ended with exit code 1, but had more to do\n', errors)
+    assert 'OSError: ' in errors
+    assert 'the socket path has' in errors
+    assert list(long.iterdir()) == []
+    long.rmdir()
+
+
+@pytest.fixture
+def act(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    """Run a demo in this process, whose children do as they are told here; return its exit code."""
+
+    def run(program: str, seconds: float = SECONDS) -> int:
+        prelude = '''
+import json, os, sys, time
+role = sys.argv[1]
+def tell(what, value):
+    os.write(1, json.dumps([role, what, value]).encode() + b'\\n')
+def play():
+    tell('listening', ['nowhere', 0])
+    tell('round trip', 0.000061)
+    tell('round trip', 0.000061)
+    sys.stdin.readline()
+'''
+        monkeypatch.setattr(demo, '_COMMAND', (sys.executable, '-S', '-c', prelude + program))
+        monkeypatch.setattr(demo, '_STEP_SECONDS', seconds)
+        return demo.run()
+
+    return run
+
+
+def test_a_child_that_hangs_is_given_up(act: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert act('sys.stderr.write("I am waiting"); sys.stderr.flush(); time.sleep(600)', seconds=0.5) == 1
+    errors = capsys.readouterr().err
+    assert re.match(r"nodeipc demo: world \(pid \d+\) has not come to 'listening' within 0.5 s\n", errors)
+    assert 'I am waiting' in errors
+
+
+def test_a_child_that_chatters_for_ever_is_given_up(act: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert act('while True: tell("says", "patience"); time.sleep(0.01)', seconds=0.5) == 1
+    output, errors = capsys.readouterr()
+    assert 'has not come to' in errors
+    assert 'world │ patience\n' in output
+
+
+def test_a_child_that_does_not_end_is_given_up(act: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert act('play(); time.sleep(600)', seconds=0.5) == 1
+    assert re.match(r'nodeipc demo: world \(pid \d+\) has not ended within 0.5 s\n', capsys.readouterr().err)
+
+
+def test_a_child_that_fails_at_its_end_fails_the_demo(act: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert act('play(); tell("says", "farewell"); sys.exit("no, I failed")') == 1
+    output, errors = capsys.readouterr()
+    assert 'world │ farewell\n' in output  # nothing that was said is lost
+    assert re.match(r'nodeipc demo: world \(pid \d+\) ended with exit code 1\n', errors)
+    assert 'no, I failed' in errors
+
+
+def test_what_a_child_complains_of_is_shown_though_it_ends_well(act: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert act('sys.stderr.write(f"a warning from {role}"); play()') == 0
+    errors = capsys.readouterr().err
+    assert errors.count('a warning from world') == 3
+    assert errors.count('a warning from hello') == 2
+
+
+def test_a_child_that_cannot_be_started_fails_the_demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, '_COMMAND', ('/nonexistent/python',))
+    assert demo.run() == 1
+    assert capsys.readouterr().err.startswith('nodeipc demo: world cannot be started: ')
+
+
+def test_an_output_without_our_characters_gets_others(act: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        output = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+        patch.setattr(sys, 'stdout', output)
+        assert act('tell("says", "n\\u00e4mlich"); play()') == 0
+    lines = output.buffer.getvalue().decode('ascii').splitlines()  # type: ignore[attr-defined]
+    assert 'world | n\\xe4mlich' in lines
+    assert '61 us over the Unix socket and 61 us over TCP' in lines[-1]
+
+
+def test_a_demo_leaves_ctrl_c_as_it_was(act: Any) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert act('play()') == 0
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_the_command_line_without_a_command_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ''
+    assert errors.startswith('usage: nodeipc ')
+    assert re.search(r'\n +demo +\S', errors)
+
+
+def test_the_command_line_tells_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(['--version'])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f'nodeipc {nodeipc.__version__}\n'
+
+
+@pytest.mark.parametrize('arguments', [['dmeo'], ['demo', 'fast'], ['--verson']])
+def test_wrong_usage_is_exit_code_2(arguments: List[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith('usage: nodeipc ')
+
+
+def test_a_system_error_is_one_line(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**arguments: Any) -> None:
+        raise OSError(28, 'No space left on device', '/tmp/x')
+
+    monkeypatch.setattr(tempfile, 'mkdtemp', fail)
+    assert cli.main(['demo']) == 1
+    assert capsys.readouterr().err == "nodeipc demo: [Errno 28] No space left on device: '/tmp/x'\n"
