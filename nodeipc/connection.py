@@ -60,7 +60,7 @@ class Connection(Owned):
 
     __slots__ = (
         '_closing', '_decoder', '_discard', '_ended', '_half_closed', '_lock', '_max_pending', '_open', '_outbox', '_owner',
-        '_peeked', '_pending', '_reactor', '_reading', '_room', '_sock', '_stall', '_strand', '_timer', '_watched',
+        '_peeked', '_pending', '_reactor', '_reading', '_room', '_send_error', '_sock', '_stall', '_strand', '_timer', '_watched',
         'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
     )
 
@@ -84,13 +84,14 @@ class Connection(Owned):
         self._max_pending = max_pending
         self._stall = stall_timeout
 
-        # Guards everything that sending touches: _open, _outbox, _pending, _room and the two counters after them, and
+        # Guards everything that sending touches: _open and what follows it down to the two counters, and
         # each write to the socket, so that frames never interleave. Held for a non-blocking write at most, never while
         # code of the application runs; the reactor takes it. No other lock is taken inside it.
         self._lock = threading.Lock()
         self._open = True
         self._outbox: Deque[Block] = deque()
         self._pending = 0
+        self._send_error: Optional[OSError] = None
         self._room: Optional[threading.Condition] = None  # made when somebody has to wait
         self.messages_out = 0
         self.bytes_out = 0
@@ -191,7 +192,9 @@ class Connection(Owned):
         self._reading = not self._ended
         self._peeked = (self.bytes_out, _unacknowledged(self._sock))
         self._timer = self._reactor.call_later(self._stall, self._check_progress)
-        if self._pending:
+        if self._send_error is not None:
+            self.abort()
+        elif self._pending:
             self._update()
         else:
             self._half_close()
@@ -211,13 +214,10 @@ class Connection(Owned):
         self._reactor.owned.discard(self)
         if error is not None:
             self._owner.connection_failed(self, error)
-        if self._pending and (not isinstance(error, ProtocolError) or error.code != BACKPRESSURE):
-            self._owner.connection_failed(
-                self,
-                NotConnectedError(
-                    f'{self._pending} bytes that were emitted to {self.name} were not delivered: the connection is closed'
-                ),
-            )
+        if self._pending and not (isinstance(error, ProtocolError) and error.code == BACKPRESSURE):  # which tells
+            why = self._send_error.strerror if self._send_error else 'the connection is closed'
+            message = f'{self._pending} bytes that were emitted to {self.name} were not delivered: {why}'
+            self._owner.connection_failed(self, NotConnectedError(message))
         self._owner.connection_closed(self)
 
     def abandon(self) -> None:
@@ -233,7 +233,7 @@ class Connection(Owned):
         return self._pending <= self._max_pending or not self._open
 
     def _is_flushed(self) -> bool:
-        return not self._pending or self.closed
+        return not self._pending or self.closed or self._send_error is not None
 
     def _wait(self, predicate: Callable[[], bool], timeout: Optional[float]) -> bool:
         if predicate():
@@ -244,6 +244,15 @@ class Connection(Owned):
 
     def _write(self, frame: bytes, messages: int) -> bool:
         """Write or queue `frame`; False if the socket turns out to be dead."""
+        try:
+            return self._write_now(frame, messages)
+        except BaseException:
+            # A signal handler raised (Ctrl-C), and nobody knows how much of the frame has left.
+            self._open = False
+            self._reactor.call(self.abort, IPCError(f'sending to {self.name} was interrupted; the connection is closed'))
+            raise
+
+    def _write_now(self, frame: bytes, messages: int) -> bool:
         outbox = self._outbox
         if outbox:
             tail = outbox[-1]
@@ -260,11 +269,6 @@ class Connection(Owned):
             except OSError as error:
                 self._broken(error)
                 return False
-            except BaseException:
-                # A signal handler raised (Ctrl-C) and nobody knows how much of the frame has left.
-                self._open = False
-                self._reactor.call(self.abort, IPCError(f'sending to {self.name} was interrupted; the connection is closed'))
-                raise
             self.bytes_out += sent
             if sent < len(frame):
                 outbox.append(memoryview(frame)[sent:])
@@ -276,13 +280,15 @@ class Connection(Owned):
     def _broken(self, error: OSError) -> None:
         """Accept no more. What the peer sent before it went is still read, up to the end that this provokes."""
         self._open = False
+        self._send_error = error
+        self._outbox.clear()  # but not _pending: it is what abort() reports
         if self._room is not None:
             self._room.notify_all()
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-        self._reactor.call(self._send_failed, error)
+        self._reactor.call(self._send_failed)
 
     def _stalled(self) -> ProtocolError:
         return ProtocolError(
@@ -334,34 +340,21 @@ class Connection(Owned):
                     del head[:sent]
                 else:
                     outbox[0] = memoryview(head)[sent:]
-            if self._room is not None and self._pending <= self._max_pending:
-                self._room.notify_all()
             if failure is not None:
                 self._broken(failure)
-        if not outbox:
+            elif self._room is not None and self._pending <= self._max_pending:
+                self._room.notify_all()
+        if not self._pending:
             self._update()
-            if self._discard and not self._half_closed:
+            if self._discard:
                 self._half_close()
 
-    def _send_failed(self, error: OSError) -> None:
-        """Nothing more can be written. Report what was queued, and close unless there is something left to read."""
-        if self.closed:
-            return
+    def _send_failed(self) -> None:
+        """Nothing more can be written: close, unless there is something left to read."""
         if self._ended or self._discard:
-            self.abort(error if self._pending else None)
-            return
-        with self._lock:
-            lost = self._pending
-            self._outbox.clear()
-            self._pending = 0
-        self._update()
-        if lost:
-            self._owner.connection_failed(
-                self,
-                NotConnectedError(
-                    f'{lost} bytes that were emitted to {self.name} were not delivered: {error.strerror or error}'
-                ),
-            )
+            self.abort()
+        else:
+            self._update()
 
     def _read(self) -> None:
         try:
