@@ -7,6 +7,7 @@ one strand. The reactor thread connects, retries and closes; any thread emits.
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import socket
 import threading
@@ -315,14 +316,12 @@ class Client(Emitter, Owner):
             if not self._closing:
                 self._connection = connection
             self._changed.notify_all()
-        logger.debug('%s: connected', self)
         connection.start()
 
     def _refused(self, error: OSError) -> None:
         self._connector = None
         error = type(error)(error.errno, f'{self}: cannot connect: {error.strerror}')
         self._last_error = error
-        logger.info('%s', error)
         if not self._attempt_error_queued:
             self._attempt_error_queued = True
             self._strand.post(self._report_attempt)
@@ -334,15 +333,13 @@ class Client(Emitter, Owner):
 
     def connection_failed(self, connection: Connection, error: Exception) -> None:
         self._last_error = error
-        logger.log(log_level(error), '%s', error)
-        self._strand.post(self._report, error)
+        self._strand.post(self._report, error, log_level(error))
 
     def connection_closed(self, connection: Connection) -> None:
         self._socket = None
         self._detach(connection)
         with self._changed:
             _add(self._past, connection)
-        logger.debug('%s: the connection is closed', self)
         self._strand.post(self._announce, False)
         if self._closing:
             self._destroy()
@@ -391,6 +388,7 @@ class Client(Emitter, Owner):
             self._announced = connected
             self._announcements += connected
             handlers = dict(self._handlers)
+        logger.debug('%s: %s', self, 'connected' if connected else 'not connected any more')
         self._dispatch(handlers, 'connect' if connected else 'disconnect', ())
 
     def _add(self, event: str, registration: Registration) -> None:
@@ -410,9 +408,12 @@ class Client(Emitter, Owner):
         self._attempt_error_queued = False
         error = self._last_error
         if error is not None:
-            self._report(error)
+            self._report(error, logging.INFO)
 
-    def _report(self, error: BaseException) -> None:
+    def _report(self, error: BaseException, level: int = logging.NOTSET) -> None:
+        # Here and not on the reactor thread, because a log sink may block.
+        if level:
+            logger.log(level, '%s', error)
         with self._changed:
             self._errors += 1
         self._publish('error', error)

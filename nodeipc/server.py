@@ -7,6 +7,7 @@ client has a strand, so its events are handled in order and clients do not wait 
 from __future__ import annotations
 
 import errno
+import logging
 import socket as socket_module
 import threading
 from typing import Any, Callable, Dict, Optional, Set, Tuple, Union
@@ -117,8 +118,7 @@ class Socket(Owner):
         self._close_when_handled()  # half-closed clients get their answers
 
     def connection_failed(self, connection: Connection, error: Exception) -> None:
-        logger.log(log_level(error), '%s', error)
-        self._strand.post(self._server._report, error, self)
+        self._strand.post(self._server._report, error, self, log_level(error))
 
     def connection_closed(self, connection: Connection) -> None:
         self._server._remove(self)
@@ -408,13 +408,12 @@ class Server(Emitter):
             return
         try:
             self._admit(sock, address)
-        except OSError as error:  # gone already
+        except OSError:  # gone already, before anybody heard of it
             sock.close()
-            logger.info('%s: a client was lost while it connected: %s', self, error)
 
     def _accept_failed(self, error: OSError) -> None:
-        logger.error('%s: cannot accept: %s; trying again', self, error.strerror)
-        self._post(self._report, error, None)
+        why = f'{self}: cannot accept connections for the moment: {error.strerror}; close some, or raise the limit'
+        self._post(self._report, OSError(error.errno, why), None, logging.ERROR)
 
     def _admit(self, sock: socket_module.socket, address: Any) -> None:
         assert self._engine is not None
@@ -507,7 +506,6 @@ class Server(Emitter):
         with self._changed:
             count, self._refused = self._refused, 0
         limit = self._config.max_connections
-        logger.warning('%s: refused %d connections over max_connections (%d)', self, count, limit)
         what = 'a connection was' if count == 1 else f'{count} connections were'
         self._report(
             ConnectionRefusedError(
@@ -515,9 +513,13 @@ class Server(Emitter):
                 f'{self}: {what} refused, {limit} are open already; close some, or raise config.max_connections',
             ),
             None,
+            logging.WARNING,
         )
 
-    def _report(self, error: BaseException, socket: Optional[Socket]) -> None:
+    def _report(self, error: BaseException, socket: Optional[Socket], level: int = logging.NOTSET) -> None:
+        # Here and not on the reactor thread, because a log sink may block.
+        if level:
+            logger.log(level, '%s', error)
         with self._changed:
             self._past['errors'] += 1
         self._publish('error', error, socket)
