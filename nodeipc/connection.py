@@ -60,8 +60,8 @@ class Connection(Owned):
 
     __slots__ = (
         '_closing', '_decoder', '_discard', '_ended', '_half_closed', '_lock', '_max_pending', '_open', '_outbox', '_owner',
-        '_peeked', '_pending', '_reactor', '_reading', '_room', '_send_error', '_sock', '_stall', '_strand', '_timer', '_watched',
-        'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
+        '_peeked', '_pending', '_reactor', '_reading', '_room', '_send_error', '_sock', '_stall', '_strand', '_timer',
+        '_watched', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
     )
 
     def __init__(

@@ -37,7 +37,7 @@ class Workers:
     def __init__(self, limit: int, reactor: Reactor) -> None:
         self._limit = limit
         self._reactor = reactor
-        # Guards all below. Innermost: nothing is called while it is held but the release of a worker's own lock.
+        # Guards all below. Innermost: while it is held, threads are started and woken, and nothing else is called.
         self._lock = threading.Lock()
         self._threads: List[threading.Thread] = []
         self._idle: List[_Seat] = []
@@ -79,20 +79,21 @@ class Workers:
 
     def _grow(self) -> None:
         """Start a thread for what waits in the queue, if there may be one more."""
+        failure = None
         with self._lock:
             if len(self._threads) >= self._limit or self._closed or not self._queue:
                 return
             thread = threading.Thread(target=self._work, name='nodeipc-worker', daemon=True)
-            self._threads.append(thread)
-        try:
-            thread.start()
-        except RuntimeError as error:  # the system has no more threads to give
-            with self._lock:
-                self._threads.remove(thread)
-                alone = not self._threads
-            if alone:
-                logger.error('nodeipc: no thread could be started for handlers (%s); trying again', error)
-                self._reactor.call(self._reactor.call_later, _THREAD_RETRY_SECONDS, self._grow)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has no more threads to give
+                failure = error
+            else:
+                self._threads.append(thread)
+            alone = not self._threads
+        if alone:
+            logger.error('nodeipc: no thread could be started for handlers (%s); trying again', failure)
+            self._reactor.call(self._reactor.call_later, _THREAD_RETRY_SECONDS, self._grow)
 
     def _work(self) -> None:
         _here.workers = self
