@@ -14,23 +14,24 @@ import threading
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, overload
 
 from .address import Address, public
-from .config import DEFAULT_MAX_MESSAGE_SIZE, Config, seconds
+from .config import Config
 from .connection import Connection, Owner, log_level
 from .connector import Connector
 from .deadline import NEVER, Deadline
+from .endpoint import Endpoint, Log
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
-from .events import Emitter, F, Handler, Registration
+from .events import F, Handler, Registration
 from .log import logger
 from .reactor import Timer
-from .wire import NO_DATA, Decoder, Encoder
+from .wire import NO_DATA
 from .workers import Strand
 
 # A batch leaves when it has grown to this size: fewer, larger writes gain nothing more.
 _BATCH_BYTES = 64 << 10
 
 
-class Client(Emitter, Owner):
+class Client(Endpoint, Owner):
     """A client of a Unix or TCP server, made by ``ipc.connect_to`` or ``ipc.connect_to_net``.
 
     Events: ``connect`` (no arguments) each time the connection stands, ``disconnect`` each time it is lost or closed,
@@ -43,43 +44,28 @@ class Client(Emitter, Owner):
         address: Address,
         config: Config,
         engine: Engine,
-        log: Callable[..., Any],
+        log: Log,
         removed: Callable[[Client], Any],
     ) -> None:
-        super().__init__()
+        super().__init__(config, log)
         address.check()
         self.id = id
         self._address = address
-        self._config = config = config.copy()
         self._engine = engine
         self._reactor = engine.reactor
         self._removed = removed
-        self._emit_timeout = seconds(config.emit_timeout)
-        self._max_message_size = config.max_message_size or DEFAULT_MAX_MESSAGE_SIZE
-        self._encode = Encoder(config.delimiter, self._max_message_size).encode
-        deliver: Callable[[str, Any], Any] = self._publish
-        if config.log_payloads:
-            encode = self._encode
+        self._strand = Strand(engine.workers, self._deliver_logged(self._publish))
 
-            def encode_logged(type: str, data: Any) -> bytes:
-                log(f'{self}: emitting', type, data)
-                return encode(type, data)
-
-            def deliver_logged(type: str, data: Any) -> None:
-                log(f'{self}: received', type, data)
-                self._publish(type, data)
-
-            self._encode, deliver = encode_logged, deliver_logged
-        self._strand = Strand(engine.workers, deliver)
-
-        # Guards the next five; notified when they change. Connection._lock is never taken inside it.
-        self._changed = threading.Condition()
+        # Guarded by _changed, inside which Connection._lock is never taken.
         self._connection: Optional[Connection] = None
         self._closing = False
         self._destroyed = False
         self._finished = False  # destroyed, and the handlers have run
         self._last_error: Optional[Exception] = None
-        self._batches: Dict[int, _Batch] = {}  # by thread; each entry is changed by its thread only
+        self._past = {'connections': 0, 'messages_in': 0, 'messages_out': 0, 'bytes_in': 0, 'bytes_out': 0}
+
+        # By thread, and each entry is its thread's own.
+        self._batches: Dict[int, _Batch] = {}
 
         # The reactor thread's own. _socket is the connection until it is closed, _connection while it takes messages.
         self._socket: Optional[Connection] = None
@@ -94,10 +80,6 @@ class Client(Emitter, Owner):
         self._dropped = 0
         # Whether an error of a failed attempt waits to be handled: a second one would only pile up behind it.
         self._attempt_error_queued = False
-
-        # Guarded by _changed: counters of the connections that are gone.
-        self._past = {'connections': 0, 'messages_in': 0, 'messages_out': 0, 'bytes_in': 0, 'bytes_out': 0}
-        self._errors = 0
 
     def __str__(self) -> str:
         return f'client {self.id!r} ({self._address})'
@@ -246,8 +228,7 @@ class Client(Emitter, Owner):
 
     def _abandon(self) -> None:
         """In a child made by fork: this client is the parent's."""
-        self._changed = threading.Condition()
-        self._handlers_lock = threading.Lock()
+        super()._abandon()
         self._connection = self._socket = None
         self._destroyed = self._finished = True
         self._last_error = NotConnectedError('it belongs to the parent process; make a new IPC after fork')
@@ -305,7 +286,7 @@ class Client(Emitter, Owner):
             self,
             self._reactor,
             self._strand,
-            Decoder(config.delimiter, self._max_message_size),
+            self._decoder(),
             config.max_pending_bytes,
             config.stall_timeout / 1000,
         )
@@ -333,7 +314,7 @@ class Client(Emitter, Owner):
 
     def connection_failed(self, connection: Connection, error: Exception) -> None:
         self._last_error = error
-        self._strand.post(self._report, error, log_level(error))
+        self._strand.post(self._report_failure, error)
 
     def connection_closed(self, connection: Connection) -> None:
         self._socket = None
@@ -408,15 +389,10 @@ class Client(Emitter, Owner):
         self._attempt_error_queued = False
         error = self._last_error
         if error is not None:
-            self._report(error, logging.INFO)
+            self._report(error, level=logging.INFO)
 
-    def _report(self, error: BaseException, level: int = logging.NOTSET) -> None:
-        # Here and not on the reactor thread, because a log sink may block.
-        if level:
-            logger.log(level, '%s', error)
-        with self._changed:
-            self._errors += 1
-        self._publish('error', error)
+    def _report_failure(self, error: Exception) -> None:
+        self._report(error, level=log_level(error))
 
     def _report_handler_error(self, error: BaseException, arguments: Tuple[Any, ...]) -> None:
         self._report(error)

@@ -9,19 +9,19 @@ from __future__ import annotations
 import errno
 import logging
 import socket as socket_module
-import threading
 from typing import Any, Callable, Dict, Optional, Set, Tuple, Union
 
 from .acceptor import Acceptor
 from .address import Address, Peer, TCPAddress, adopt, listen, peer_of, public
-from .config import DEFAULT_MAX_MESSAGE_SIZE, Config, seconds
+from .config import Config
 from .connection import Connection, Owner, log_level
 from .deadline import NEVER, Deadline
+from .endpoint import Endpoint, Log
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
-from .events import Emitter, Handler, max_positional
+from .events import Handler, max_positional
 from .log import logger
-from .wire import NO_DATA, Decoder, Encoder
+from .wire import NO_DATA
 from .workers import Strand
 
 _COUNTERS = ('messages_in', 'messages_out', 'bytes_in', 'bytes_out')
@@ -52,7 +52,7 @@ class Socket(Owner):
             self,
             engine.reactor,
             self._strand,
-            Decoder(config.delimiter, server._max_message_size),
+            server._decoder(),
             config.max_pending_bytes,
             config.stall_timeout / 1000,
         )
@@ -118,10 +118,15 @@ class Socket(Owner):
         self._close_when_handled()  # half-closed clients get their answers
 
     def connection_failed(self, connection: Connection, error: Exception) -> None:
-        self._strand.post(self._server._report, error, self, log_level(error))
+        self._strand.post(self._report_failure, error)
 
     def connection_closed(self, connection: Connection) -> None:
         self._server._remove(self)
+
+    # On the strand
+
+    def _report_failure(self, error: Exception) -> None:
+        self._server._report(error, self, level=log_level(error))
 
 
 class EventDescriptions(Dict[str, Any]):
@@ -159,7 +164,7 @@ class Definitions:
         self.broadcast = EventDescriptions()
 
 
-class Server(Emitter):
+class Server(Endpoint):
     """A server of Unix or TCP sockets, made by ``ipc.serve`` or ``ipc.serve_net``.
 
     Events: ``start`` (server), ``connect`` (socket), every type the clients emit (data, socket), ``socket.disconnected``
@@ -171,37 +176,23 @@ class Server(Emitter):
         address: Address,
         config: Config,
         engine: Callable[[Server], Engine],
-        log: Callable[..., Any],
+        log: Log,
         callback: Optional[Handler] = None,
         sock: Optional[socket_module.socket] = None,
     ) -> None:
-        super().__init__()
+        super().__init__(config, log)
         self._asked = address
-        self._config = config = config.copy()
         self._make_engine = engine
-        self._log = log
         self._callback = callback
         self._callback_arguments = 1 if callback is None or max_positional(callback) != 0 else 0
         self._given = sock
-        self._emit_timeout = seconds(config.emit_timeout)
-        self._max_message_size = config.max_message_size or DEFAULT_MAX_MESSAGE_SIZE
-        self._encode = Encoder(config.delimiter, self._max_message_size).encode
-        if config.log_payloads:
-            encode = self._encode
-
-            def encode_logged(type: str, data: Any) -> bytes:
-                log(f'{self}: emitting', type, data)
-                return encode(type, data)
-
-            self._encode = encode_logged
 
         #: Descriptions of events, sent to whoever emits ``get.events.listening`` or ``get.events.broadcasting``.
         self.define = Definitions()
         self.on('get.events.listening', self._describe_listening)
         self.on('get.events.broadcasting', self._describe_broadcasting)
 
-        # Guards all that follows; notified when _state changes. No other lock is taken inside it but Strand._lock.
-        self._changed = threading.Condition()
+        # Guarded by _changed, inside which no other lock is taken.
         self._state = 'stopped'  # 'starting', 'listening', 'stopping'
         self._starts = 0  # tells the end of one run from that of the next
         self._engine: Optional[Engine] = None
@@ -212,7 +203,7 @@ class Server(Emitter):
         self._unfinished: Set[Socket] = set()  # those, and the ones that are gone and whose handlers still run
         self._hurried = False
         self._refused = 0  # connections over the limit that no error event has told of yet
-        self._past = dict.fromkeys(('connections_total', 'errors', *_COUNTERS), 0)
+        self._past = dict.fromkeys(('connections_total', *_COUNTERS), 0)
 
     def __str__(self) -> str:
         return f'server {self._config.id!r} ({self._where})'
@@ -315,7 +306,7 @@ class Server(Emitter):
     def stats(self) -> Dict[str, int]:
         """Return counters: connections now and in total, messages and bytes in and out, bytes pending, errors."""
         with self._changed:
-            stats = dict(self._past)
+            stats = dict(self._past, errors=self._errors)
             connections = [socket._connection for socket in self._sockets]
         stats['connections'] = len(connections)
         stats['pending_bytes'] = 0
@@ -359,8 +350,7 @@ class Server(Emitter):
 
     def _abandon(self) -> None:
         """In a child made by fork: this server is the parent's."""
-        self._changed = threading.Condition()
-        self._handlers_lock = threading.Lock()
+        super()._abandon()
         self._state = 'stopped'
         self._acceptor = self._engine = None
         self._sockets = {}
@@ -382,14 +372,7 @@ class Server(Emitter):
                     socket.id = data['id']
                 plain(type, data)
 
-        if self._config.log_payloads:
-            unlogged = deliver
-
-            def deliver(type: str, data: Any) -> None:
-                self._log(f'{self}: received', type, data)
-                unlogged(type, data)
-
-        return deliver
+        return self._deliver_logged(deliver)
 
     # Handlers of our own, on the sockets' strands
 
@@ -413,7 +396,7 @@ class Server(Emitter):
 
     def _accept_failed(self, error: OSError) -> None:
         why = f'{self}: cannot accept connections for the moment: {error.strerror}; close some, or raise the limit'
-        self._post(self._report, OSError(error.errno, why), None, logging.ERROR)
+        self._post(self._report_accept_error, OSError(error.errno, why))
 
     def _admit(self, sock: socket_module.socket, address: Any) -> None:
         assert self._engine is not None
@@ -502,6 +485,9 @@ class Server(Emitter):
                 self._state = 'stopped'
                 self._changed.notify_all()
 
+    def _report_accept_error(self, error: OSError) -> None:
+        self._report(error, None, level=logging.ERROR)
+
     def _report_refused(self) -> None:
         with self._changed:
             count, self._refused = self._refused, 0
@@ -513,16 +499,8 @@ class Server(Emitter):
                 f'{self}: {what} refused, {limit} are open already; close some, or raise config.max_connections',
             ),
             None,
-            logging.WARNING,
+            level=logging.WARNING,
         )
-
-    def _report(self, error: BaseException, socket: Optional[Socket], level: int = logging.NOTSET) -> None:
-        # Here and not on the reactor thread, because a log sink may block.
-        if level:
-            logger.log(level, '%s', error)
-        with self._changed:
-            self._past['errors'] += 1
-        self._publish('error', error, socket)
 
     def _report_handler_error(self, error: BaseException, arguments: Tuple[Any, ...]) -> None:
         self._report(error, next((argument for argument in arguments if isinstance(argument, Socket)), None))

@@ -1,0 +1,69 @@
+"""What servers and clients have in common: settings, the encoding of events, the log of payloads, reported errors."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, Callable
+
+from .config import DEFAULT_MAX_MESSAGE_SIZE, Config, seconds
+from .events import Emitter
+from .log import logger
+from .wire import Decoder, Encoder
+
+Log = Callable[..., Any]
+Deliver = Callable[[str, Any], Any]
+
+
+class Endpoint(Emitter):
+    """An emitter whose events come from a socket. What its settings decide is decided here, once."""
+
+    def __init__(self, config: Config, log: Log) -> None:
+        super().__init__()
+        self._config = config.copy()
+        self._log = log
+        self._emit_timeout = seconds(config.emit_timeout)
+        self._max_message_size = config.max_message_size or DEFAULT_MAX_MESSAGE_SIZE
+        self._encode: Callable[[str, Any], bytes] = Encoder(config.delimiter, self._max_message_size).encode
+        if config.log_payloads:
+            self._encode = self._encode_logged(self._encode)
+
+        # Guards the state and the counters of the endpoint; notified when the state changes.
+        self._changed = threading.Condition()
+        self._errors = 0
+
+    def _decoder(self) -> Decoder:
+        """Return what decodes one more stream."""
+        return Decoder(self._config.delimiter, self._max_message_size)
+
+    def _encode_logged(self, encode: Callable[[str, Any], bytes]) -> Callable[[str, Any], bytes]:
+        def logged(type: str, data: Any) -> bytes:
+            self._log(f'{self}: emitting', type, data)
+            return encode(type, data)
+
+        return logged
+
+    def _deliver_logged(self, deliver: Deliver) -> Deliver:
+        """Return `deliver`, and have it log what it delivers if the settings say so."""
+        if not self._config.log_payloads:
+            return deliver
+
+        def logged(type: str, data: Any) -> None:
+            self._log(f'{self}: received', type, data)
+            deliver(type, data)
+
+        return logged
+
+    def _report(self, error: BaseException, *context: Any, level: int = logging.NOTSET) -> None:
+        """Publish an `error` event, and log it if it has a level. On a strand, because handlers and log sinks may block."""
+        if level:
+            logger.log(level, '%s', error)
+        with self._changed:
+            self._errors += 1
+        self._publish('error', error, *context)
+
+    def _abandon(self) -> None:
+        """In a child made by fork: this endpoint is the parent's, and its locks may be held for ever."""
+        self._changed = threading.Condition()
+        self._handlers_lock = threading.Lock()
+
