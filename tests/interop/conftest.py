@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Callable, Iterator, List
 
@@ -34,14 +35,9 @@ def processes() -> Iterator[List[Process]]:
     """Peers that end, without having failed, after the test."""
     started: List[Process] = []
     yield started
-    failures: List[AssertionError] = []
-    for process in reversed(started):
-        try:
-            process.close()
-        except AssertionError as failure:
-            failures.append(failure)
-    for failure in failures:
-        raise failure
+    with contextlib.ExitStack() as all_of_them:  # the last first, and one that has failed keeps no other from ending
+        for process in started:
+            all_of_them.callback(process.close)
 
 
 @pytest.fixture

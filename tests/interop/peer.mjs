@@ -1,11 +1,12 @@
-// A node-ipc peer for the tests: `node peer.mjs <major version> <JSON list of event types>`. Commands come as JSON lines
-// on stdin, each event of its server and clients is reported as a JSON line on stdout, and it ends when stdin does, so
-// that it never outlives a test.
+// A node-ipc peer for the tests: `node peer.mjs <major version> <JSON list of event types>`. Commands come as JSON
+// lines on stdin, each event of its server and clients is reported as a JSON line on stdout, and it ends when stdin
+// does, so that it never outlives a test.
 
 import {createHash} from 'node:crypto';
 import {createInterface} from 'node:readline';
 
-// Longer data is reported as {"$bytes", "$sha256"} of its JSON text: the tests are about node-ipc's sockets, not this pipe.
+// Longer data is reported as {"$bytes", "$sha256"} of its JSON text: the tests are about node-ipc's sockets and not
+// about this pipe.
 const REPORTED_CHARACTERS = 4096;
 
 // Events about connections, whose arguments are sockets and such.
@@ -30,7 +31,6 @@ const commands = {
         startServer();
     },
     broadcast: ({type, data}) => ipc.server.broadcast(type, revived(data)),
-    stop: () => ipc.server.stop(),
 
     connectTo({id, path}) {
         ipc.connectTo(id, path);
@@ -57,7 +57,8 @@ function startServer() {
     ipc.server.start();
 }
 
-// Type by type, because a handler for '*' makes node-ipc 9's emitter fail on Node.js 10 to 59: it takes them for ancient.
+// Type by type, because a handler for '*' makes node-ipc 9's emitter fail on Node.js 10 to 59, whose version numbers it
+// reads one digit of.
 function reportEvents(emitter, of) {
     for (const event of LIFECYCLE) {
         emitter.on(event, (detail) => report(of, event, event === 'error' ? String(detail?.message ?? detail) : null));
@@ -78,7 +79,7 @@ function abridged(data) {
         : data;
 }
 
-// What JSON cannot say: {"$undefined": true}, {"$date": ISO time}, {"$repeat": [text, times]}.
+// What JSON cannot say, or not briefly: {"$undefined": true}, {"$date": ISO time}, {"$repeat": [text, times]}.
 function revived(data) {
     if (data?.$undefined) {
         return undefined;

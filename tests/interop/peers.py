@@ -69,11 +69,6 @@ class Place:
             self.host, self.port = self._reservation.getsockname()
 
     @property
-    def arguments(self) -> Tuple[Any, ...]:
-        """A path, or a host and a port."""
-        return (self.path,) if self.transport == 'unix' else (self.host, self.port)
-
-    @property
     def address(self) -> Any:
         """As the socket module takes it."""
         return self.path if self.transport == 'unix' else (self.host, self.port)
@@ -91,17 +86,21 @@ class Place:
         with self.plain_socket() as sock:
             sock.bind(self.address)
             sock.listen(1)
-            yield sock
-        if self.transport == 'unix':
-            os.unlink(self.path)
+            try:
+                yield sock
+            finally:
+                if self.transport == 'unix':
+                    os.unlink(self.path)
 
     def serve(self, ipc: nodeipc.IPC) -> nodeipc.Server:
         """A Python server for this place, not started."""
-        return (ipc.serve if self.transport == 'unix' else ipc.serve_net)(*self.arguments)
+        return ipc.serve(self.path) if self.transport == 'unix' else ipc.serve_net(self.host, self.port)
 
     def connect(self, ipc: nodeipc.IPC, callback: Optional[Callable[..., Any]] = None) -> nodeipc.Client:
         """A Python client of the server here; `callback` as in `IPC.connect_to`."""
-        return (ipc.connect_to if self.transport == 'unix' else ipc.connect_to_net)('world', *self.arguments, callback)
+        if self.transport == 'unix':
+            return ipc.connect_to('world', self.path, callback)
+        return ipc.connect_to_net('world', self.host, self.port, callback)
 
     def close(self) -> None:
         if self._reservation is not None:
@@ -140,9 +139,9 @@ class PythonPeer(Process):
     """nodeipc in another process: see python_peer.py."""
 
     def __init__(self, role: str, place: Place) -> None:
-        module = f'{__package__}.python_peer'
+        where = [place.path] if place.transport == 'unix' else [place.host, str(place.port)]
         super().__init__(
-            [sys.executable, '-X', 'dev', '-m', module, role, place.transport, *map(str, place.arguments)],
+            [sys.executable, '-X', 'dev', '-m', f'{__package__}.python_peer', role, place.transport, *where],
             cwd=str(HERE.parents[1]),
         )
 
@@ -179,16 +178,18 @@ class NodePeer(Process):
 
     def wait(self, event: str, count: int = 1, of: Optional[str] = None) -> List[Any]:
         """Wait for `count` of an event, of the server or one client if `of` says so, and return the data of all."""
+        assert event in TYPES | LIFECYCLE, f'Node peers listen for what is in TYPES; add {event!r}'
 
         def found() -> List[Report]:
             reports = self._by_event.get(event, [])
             return reports if of is None else [report for report in list(reports) if report.of == of]
 
-        eventually(lambda: len(found()) >= count or not self._reader.is_alive(), SECONDS)
-        reports = found()
-        if len(reports) < count:
-            raise AssertionError(f'the Node peer ended before {count} {event!r}: {str(self.reports)[:2000]}')
-        return [report.data for report in reports]
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: len(found()) >= count or not self._reader.is_alive(), SECONDS)
+        if len(found()) < count:
+            when = f'within {SECONDS} s' if self._reader.is_alive() else 'before it ended'
+            raise AssertionError(f'{count} {event!r} expected of a Node peer; {when} came {str(self.reports)[:2000]}')
+        return [report.data for report in found()]
 
     def serve(self, place: Place, wait: bool = True) -> None:
         """Start a server and, unless told otherwise, wait until it listens."""
@@ -222,7 +223,7 @@ class NodePeer(Process):
         assert self.process.stdout is not None
         for line in self.process.stdout:
             fields = json.loads(line)
-            report = Report(fields['event'], fields.get('data'), fields['of'])
+            report = Report(fields['event'], fields['data'], fields['of'])
             self.reports.append(report)
             self._by_event.setdefault(report.event, []).append(report)
 

@@ -63,7 +63,7 @@ def test_a_python_server_sees_node_clients_come_and_go(make: Make, place: Place,
     assert server.sockets == (socket,)
     node.do('disconnect', id='world')
     assert log.wait('socket.disconnected', timeout=SECONDS) == [(socket, None)]
-    assert server.sockets == ()
+    assert not server.sockets
 
 
 def test_a_python_server_answers_only_the_node_client_that_asked(make: Make, place: Place, node: NodePeer) -> None:
@@ -86,11 +86,11 @@ def test_a_python_server_broadcasts_to_node_and_python_clients(make: Make, place
     node.connect(place, 'second')
     _, python_log = python_client(make, place)
     log.wait('connect', 3, timeout=SECONDS)
-    server.broadcast('news', {'headline': 'sol \N{BLACK SUN WITH RAYS}'})
-    server.broadcast('end', None)
+    news = {'headline': 'sol \N{BLACK SUN WITH RAYS}'}
+    server.broadcast('news', news)
+    server.broadcast('end', True)
     node.wait('end', 2)
     python_log.wait('end', timeout=SECONDS)
-    news = {'headline': 'sol \N{BLACK SUN WITH RAYS}'}
     assert (node.wait('news', of='first'), node.wait('news', of='second')) == ([news], [news])
     assert python_log.of('news') == [(news,)]
 
@@ -305,6 +305,7 @@ def test_every_vector_goes_from_a_python_client_to_a_node_server_and_back(
         emit_row(client.emit, row)
     client.emit('end', True)
     log.wait('end', timeout=SECONDS)
+    node.wait('end')
     assert messages(node.reports) == [*(arriving(row, '14.0.0') for row in ROWS), ('end', 'true')]
     assert messages(log.events) == [*(arriving(row, version) for row in ROWS), ('end', 'true')]
 
@@ -357,7 +358,7 @@ def test_an_unconfigured_node_ipc_14_client_finds_an_unconfigured_python_server(
         server = ipc.serve()
         server.on('message', lambda data, socket: socket.emit('message', data))
         server.start()
-        assert root in Path(server.address).parents
+        assert root in Path(str(server.address)).parents
         node = start_node()
         node.do('connectTo', id=socket_module.gethostname())
         node.emit('message', 'hello', id=socket_module.gethostname())
@@ -370,9 +371,10 @@ def test_an_unconfigured_python_client_finds_an_unconfigured_node_ipc_14_server(
 ) -> None:
     node = start_node()
     node.do('serve')
+    node.wait('start')
     with nodeipc.IPC() as ipc:
         client = ipc.connect_to(socket_module.gethostname())
-        assert root in Path(client.address).parents
+        assert root in Path(str(client.address)).parents
         client.emit('message', 'hello', timeout=SECONDS)
         assert node.wait('message') == ['hello']
 

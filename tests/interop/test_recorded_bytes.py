@@ -40,6 +40,7 @@ def read_frames(sock: socket.socket) -> List[bytes]:
 
 def assert_as_node_ipc_14(frames: List[bytes]) -> None:
     expected = [comparable(row, recorded(row, '14.0.0')) for row in ROWS]
+    assert len(frames) == len(ROWS)
     assert [comparable(row, frame) for row, frame in zip(ROWS, frames)] == expected
 
 
