@@ -15,15 +15,24 @@ from .reactor import READ, Owned, Reactor
 # Accepted in one turn of the reactor, so that a flood of connections leaves time for those that are there.
 _TURN = 64
 
-# Without descriptors the next attempt would fail like the last, and the listening socket would stay ready: a busy loop.
+# Without descriptors, say, the next attempt would fail like the last, and the socket would stay ready: a busy loop.
 _PAUSE_SECONDS = 0.25
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+# Errors of the connection that is accepted and not of the listening socket, see accept(2): the next one may be fine.
+_TRANSIENT = tuple(
+    getattr(errno, name)
+    for name in (
+        'ECONNABORTED', 'EPERM', 'EPROTO', 'ENETDOWN', 'ENOPROTOOPT', 'EHOSTDOWN', 'ENONET', 'EHOSTUNREACH', 'EOPNOTSUPP',
+        'ENETUNREACH',
+    )
+    if hasattr(errno, name)
+)
 
 
 class Acceptor(Owned):
     """Accepts on `listener` and hands each socket, non-blocking, and its address to `accepted`.
 
-    `failed` is told when the system is out of resources; accepting goes on by itself after a pause.
+    `failed` is told when accepting fails, for want of descriptors for one; it is tried again after a pause.
     """
 
     __slots__ = ('_accepted', '_failed', '_reactor', '_stopped', '_watched', 'listener')
@@ -41,13 +50,13 @@ class Acceptor(Owned):
         self._failed = failed
         self._watched = 0
         self._stopped = False
+        reactor.owned.add(self)
 
     # Reactor thread
 
     def start(self) -> None:
         """Begin, or go on."""
         if not self._stopped:
-            self._reactor.owned.add(self)
             self._watch(READ)
 
     def stop(self) -> None:
@@ -71,8 +80,8 @@ class Acceptor(Owned):
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    continue  # the client gave up while it waited
+                if error.errno in _TRANSIENT:
+                    continue
                 self._watch(0)
                 self._reactor.call_later(_PAUSE_SECONDS, self.start)
                 self._failed(error)

@@ -5,6 +5,7 @@ Binding and looking up names take as long as they take, so nothing here is calle
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -89,9 +90,14 @@ def listen(address: Address, config: Config) -> Listener:
 
 def adopt(sock: socket.socket) -> Listener:
     """Listen on a socket that somebody else has bound, and whose file is therefore not ours to remove."""
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, 'the socket that was given as sock= is closed; make a server with a new one')
     if sock.type != socket.SOCK_STREAM:
         raise ValueError(f'sock= must be a stream socket, not {sock!r}')
-    sock.listen(BACKLOG)
+    try:
+        sock.listen(BACKLOG)
+    except OSError as error:
+        raise OSError(error.errno, f'cannot listen on the sock= that was given, {sock!r}: {error.strerror}') from error
     sock.setblocking(False)
     return Listener(sock, bound_address(sock), None)
 

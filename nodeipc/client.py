@@ -18,12 +18,12 @@ from .config import Config
 from .connection import Connection, Owner, log_level
 from .connector import Connector
 from .deadline import NEVER, Deadline
-from .endpoint import Endpoint, Log
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
 from .events import F, Handler, Registration
 from .log import logger
 from .reactor import Timer
+from .role import Log, Role
 from .wire import NO_DATA
 from .workers import Strand
 
@@ -31,12 +31,14 @@ from .workers import Strand
 _BATCH_BYTES = 64 << 10
 
 
-class Client(Endpoint, Owner):
+class Client(Role, Owner):
     """A client of a Unix or TCP server, made by ``ipc.connect_to`` or ``ipc.connect_to_net``.
 
     Events: ``connect`` (no arguments) each time the connection stands, ``disconnect`` each time it is lost or closed,
     every type the server emits (data), ``error`` (exception), and ``destroy`` when no further retries will happen.
     """
+
+    _leaves_last = True  # a handler that a stopping server lets finish may still emit to it
 
     def __init__(
         self,
@@ -56,12 +58,14 @@ class Client(Endpoint, Owner):
         self._removed = removed
         self._strand = Strand(engine.workers, self._deliver_logged(self._publish))
 
-        # Guarded by _changed, inside which Connection._lock is never taken.
+        # Guarded by _changed; Connection._lock is not taken inside it.
         self._connection: Optional[Connection] = None
         self._closing = False
+        self._started = False
         self._destroyed = False
         self._finished = False  # destroyed, and the handlers have run
-        self._last_error: Optional[Exception] = None
+        self._last_error: Optional[Exception] = None  # written by the reactor thread, without the lock
+        self._lost = 0  # bytes that went with their connections, and that flush() has not told of
         self._past = {'connections': 0, 'messages_in': 0, 'messages_out': 0, 'bytes_in': 0, 'bytes_out': 0}
 
         # By thread, and each entry is its thread's own.
@@ -98,6 +102,11 @@ class Client(Endpoint, Owner):
     def connected(self) -> bool:
         """Whether a connection stands."""
         return self._connection is not None
+
+    @property
+    def _usable(self) -> bool:
+        """Whether it is connected or will be: not destroyed, not disconnected."""
+        return not (self._closing or self._destroyed)
 
     @property
     def address(self) -> Any:
@@ -171,14 +180,18 @@ class Client(Endpoint, Owner):
     def flush(self, timeout: Optional[float] = None) -> None:
         """Wait up to `timeout` seconds (default: for ever) until all that was emitted is written to the system.
 
-        Raises `EmitTimeout`, or `NotConnectedError` if the connection is lost before.
+        Raises `EmitTimeout`, or `NotConnectedError` if anything since the last flush was lost with its connection.
         """
         batch = self._batches.get(threading.get_ident())
         if batch is not None:
             batch.leave(timeout)
-        connection = self._connection
+        connection = self._socket
         if connection is not None:
             connection.flush(timeout)
+        with self._changed:
+            lost, self._lost = self._lost, 0
+        if lost:
+            raise NotConnectedError(f'{self}: {lost} bytes were not delivered, because the connection was lost')
 
     def disconnect(self, timeout: Optional[float] = None) -> None:
         """Say goodbye: deliver what was emitted, close, and never retry. Idempotent.
@@ -188,25 +201,26 @@ class Client(Endpoint, Owner):
         yet are dropped. After `timeout` seconds, or when the server takes nothing for ``config.stall_timeout``, the
         connection is cut and an ``error`` event tells what was not delivered.
         """
-        self._begin_disconnect()
-        self._wait_disconnected(Deadline(timeout))
+        self._begin_goodbye()
+        self._wait_goodbye(Deadline(timeout))
 
     def stats(self) -> Dict[str, int]:
         """Return counters since the client was made: connections, messages and bytes in and out, bytes pending, errors."""
         with self._changed:
             stats = dict(self._past, errors=self._errors, pending_bytes=0)
             connection = self._socket
-        if connection is not None:
-            _add(stats, connection)
-            stats['pending_bytes'] = connection.pending
+            if connection is not None:
+                _add(stats, connection)
+                stats['pending_bytes'] = connection.pending
         return stats
 
     # For the facade
 
     def _start(self) -> None:
+        self._started = True
         self._reactor.call(self._attempt)
 
-    def _begin_disconnect(self) -> None:
+    def _begin_goodbye(self) -> None:
         with self._changed:
             first, self._closing = not self._closing, True
             self._connection = None
@@ -215,9 +229,8 @@ class Client(Endpoint, Owner):
         if first:
             self._reactor.call(self._goodbye)
 
-    def _wait_disconnected(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
-        """Wait for the goodbye that has begun, and until `handlers` for handlers that still run."""
-        if self._engine.workers.inside:
+    def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
+        if self._engine.must_not_wait:
             return
         with self._changed:
             if not self._changed.wait_for(lambda: self._destroyed, deadline.remaining):
@@ -227,8 +240,8 @@ class Client(Endpoint, Owner):
             self._changed.wait_for(lambda: self._finished, deadline.sooner(handlers).remaining)
 
     def _abandon(self) -> None:
-        """In a child made by fork: this client is the parent's."""
         super()._abandon()
+        self._announced = False
         self._connection = self._socket = None
         self._destroyed = self._finished = True
         self._last_error = NotConnectedError('it belongs to the parent process; make a new IPC after fork')
@@ -243,6 +256,11 @@ class Client(Endpoint, Owner):
                 if connection.send(frame, deadline.remaining, messages):
                     return
                 self._detach(connection)
+            if not self._started:
+                raise NotConnectedError(
+                    f'{self} begins to connect when the callback of connect_to has returned; emit after that, or in a '
+                    "handler of 'connect'"
+                )
             with self._changed:
                 settled = self._reactor.wait_for(self._changed, self._is_settled, deadline.remaining)
                 if self._destroyed or self._closing:
@@ -308,18 +326,19 @@ class Client(Endpoint, Owner):
             self._strand.post(self._report_attempt)
         self._retry_or_destroy()
 
-    def connection_ended(self, connection: Connection) -> None:
+    def _connection_ended(self, connection: Connection) -> None:
         self._detach(connection)
         connection.begin_close()
 
-    def connection_failed(self, connection: Connection, error: Exception) -> None:
+    def _connection_failed(self, connection: Connection, error: Exception) -> None:
         self._last_error = error
         self._strand.post(self._report_failure, error)
 
-    def connection_closed(self, connection: Connection) -> None:
-        self._socket = None
+    def _connection_closed(self, connection: Connection) -> None:
         self._detach(connection)
         with self._changed:
+            self._socket = None
+            self._lost += connection.pending
             _add(self._past, connection)
         self._strand.post(self._announce, False)
         if self._closing:
@@ -407,6 +426,7 @@ class Client(Endpoint, Owner):
         with self._changed:
             self._finished = True
             self._changed.notify_all()
+        self._engine.endpoints.pop(self, None)
 
 
 class _Batch:

@@ -25,6 +25,10 @@ def _text(value: Any) -> str | None:
     return None if isinstance(value, str) and value else 'a non-empty str'
 
 
+def _directory(value: Any) -> str | None:
+    return None if isinstance(value, str) and value.endswith('/') else "a str that ends in '/'"
+
+
 def _any_text(value: Any) -> str | None:
     return None if isinstance(value, str) else 'a str'
 
@@ -138,9 +142,9 @@ def _constant(value: Any) -> Callable[[], Any]:
 
 
 _FIELDS: Dict[str, _Field] = {
-    'id': _Field(socket.gethostname, _text, "this service's name, the last part of its default socket path"),
+    'id': _Field(socket.gethostname, _text, "this service's name (the host name), the last part of its default socket path"),
     'appspace': _Field(_constant('app.'), _any_text, 'namespace of socket paths'),
-    'socket_root': _Field(default_socket_root, _text, 'directory of sockets, a prefix that ends in a slash'),
+    'socket_root': _Field(default_socket_root, _directory, 'directory of local sockets'),
     'secure_socket_root': _Field(_constant(True), _flag, 'make the root owner-only, verify it, refuse symlinks'),
     'network_host': _Field(_constant('127.0.0.1'), _text, 'TCP host when none is given'),
     'network_port': _Field(_constant(8000), _port, 'TCP port when none is given'),
@@ -161,7 +165,9 @@ _FIELDS: Dict[str, _Field] = {
     'unlink': _Field(_constant(True), _flag, 'replace the socket file of a dead server'),
     'interface': _Field(Interface, _interface, 'where outgoing TCP connections leave from'),
     'workers': _Field(
-        lambda: min(8, (os.cpu_count() or 1) + 4), _count, 'handler threads, at most; 0: handlers on the reactor thread'
+        lambda: min(8, (os.cpu_count() or 1) + 4),
+        _count,
+        'handler threads, at most (min(8, cores + 4)); 0: handlers on the reactor thread',
     ),
     'silent': _Field(_constant(False), _flag, 'ipc.log prints nothing'),
     'logger': _Field(_constant(print), _function, 'what ipc.log prints with'),
@@ -170,13 +176,18 @@ _FIELDS: Dict[str, _Field] = {
     'log_payloads': _Field(_constant(False), _flag, 'ipc.log every event that is sent or received'),
 }
 
+def _described(name: str, field: _Field) -> str:
+    default = '' if name in ('id', 'socket_root', 'interface', 'workers', 'logger') else f' ({field.default()!r})'
+    return f'{name}{default}: {field.reason}'
+
+
 # JSON in one process needs no more; what is larger is a file. `fast` in node-ipc 14 has no limit at all, and a peer
 # could fill the memory.
 DEFAULT_MAX_MESSAGE_SIZE = 64 << 20
 
 
 class Config:
-    """The settings of an `IPC` instance. Durations are milliseconds, as in node-ipc; sizes are bytes.
+    __doc__ = """The settings of an `IPC` instance. Durations are milliseconds, as in node-ipc; sizes are bytes.
 
     Raises `ConfigError` for a value that a field cannot have, and AttributeError for a field that does not exist.
 
@@ -186,7 +197,10 @@ class Config:
     >>> config.rety = 5
     Traceback (most recent call last):
     AttributeError: there is no setting 'rety'; did you mean 'retry'?
-    """
+
+    The fields:
+
+    """ + '\n    '.join(_described(name, field) for name, field in _FIELDS.items())
 
     __slots__ = tuple(_FIELDS)
 
@@ -261,7 +275,8 @@ class Config:
 def _unknown(name: str) -> str:
     import difflib  # for the mistake only
 
-    near = difflib.get_close_matches(name, _FIELDS, n=1, cutoff=0)
+    snake_case = ''.join('_' + letter.lower() if letter.isupper() else letter for letter in name)
+    near = difflib.get_close_matches(snake_case, _FIELDS, n=1, cutoff=0)
     return f'there is no setting {name!r}; did you mean {near[0]!r}?'
 
 

@@ -18,10 +18,17 @@ import threading
 from collections import deque
 from typing import Any, Callable, Deque, List, Optional, Tuple, Union
 
+from .deadline import Deadline
 from .errors import EmitTimeout, IPCError, NotConnectedError, ProtocolError
 from .reactor import READ, WRITE, Owned, Reactor, Timer
 from .wire import BACKPRESSURE, Decoder
 from .workers import Strand
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # not a Unix
+    pass
 
 # Larger receive buffers are mapped and unmapped by the allocator for each call, which costs more than the call.
 _RECEIVE_BYTES = 64 << 10
@@ -42,17 +49,20 @@ class Owner:
 
     __slots__ = ()
 
-    def connection_ended(self, connection: Connection) -> None:
+    def _connection_ended(self, connection: Connection) -> None:
         """The peer will send no more. The owner calls `begin_close` when it has nothing more to send either."""
         raise NotImplementedError
 
-    def connection_failed(self, connection: Connection, error: Exception) -> None:
+    def _connection_failed(self, connection: Connection, error: Exception) -> None:
         """Something is to be reported."""
         raise NotImplementedError
 
-    def connection_closed(self, connection: Connection) -> None:
+    def _connection_closed(self, connection: Connection) -> None:
         """The socket is closed. The last call."""
         raise NotImplementedError
+
+
+_NOBODY = Owner()
 
 
 class Connection(Owned):
@@ -61,7 +71,7 @@ class Connection(Owned):
     __slots__ = (
         '_closing', '_decoder', '_discard', '_ended', '_half_closed', '_lock', '_max_pending', '_open', '_outbox', '_owner',
         '_peeked', '_pending', '_reactor', '_reading', '_room', '_send_error', '_sock', '_stall', '_strand', '_timer',
-        '_watched', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
+        '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
     )
 
     def __init__(
@@ -87,7 +97,9 @@ class Connection(Owned):
         # Guards everything that sending touches: _open and what follows it down to the two counters, and
         # each write to the socket, so that frames never interleave. Held for a non-blocking write at most, never while
         # code of the application runs; the reactor takes it. No other lock is taken inside it.
-        self._lock = threading.Lock()
+        # Re-entrant so that code which interrupts its holder (a signal handler, __del__) finds _writing and not itself.
+        self._lock = threading.RLock()
+        self._writing = False
         self._open = True
         self._outbox: Deque[Block] = deque()
         self._pending = 0
@@ -142,17 +154,17 @@ class Connection(Owned):
                 self._write(frame, 1)
             return self._open and self._pending > self._max_pending
 
-    def wait_for_room(self) -> None:
-        """Wait until the queue is within its limit, and cut off a peer that takes nothing for the stall timeout."""
+    def wait_for_room(self, before: int, stall: Deadline) -> None:
+        """Wait until the queue is within its limit, and cut off a peer that takes nothing for the stall timeout.
+
+        `before` is what `bytes_out` was when that timeout, `stall`, began.
+        """
         with self._lock:
-            while True:
-                before = self.bytes_out
-                if self._wait(self._has_room, self._stall):
-                    return
+            while not self._wait(self._has_room, stall.remaining):
                 if self.bytes_out == before:
-                    break
-            error = self._stalled()
-        self._reactor.call(self.abort, error)
+                    self._reactor.call(self.abort, self._stalled())
+                    return
+                before, stall = self.bytes_out, Deadline(self._stall)
 
     def flush(self, timeout: Optional[float]) -> None:
         """Wait until everything accepted is written. Raises EmitTimeout, or NotConnectedError if it will not be."""
@@ -172,7 +184,7 @@ class Connection(Owned):
         """Begin to read."""
         self._reactor.owned.add(self)
         self._strand.on_drained = self._drained
-        self._reading = True
+        self._reading = not self._strand.is_full  # a client's strand may be behind with what an earlier connection brought
         self._update()
 
     def stop_reading(self) -> None:
@@ -213,16 +225,20 @@ class Connection(Owned):
         self._sock.close()
         self._reactor.owned.discard(self)
         if error is not None:
-            self._owner.connection_failed(self, error)
+            self._owner._connection_failed(self, error)
         if self._pending and not (isinstance(error, ProtocolError) and error.code == BACKPRESSURE):  # which tells
             why = self._send_error.strerror if self._send_error else 'the connection is closed'
             message = f'{self._pending} bytes that were emitted to {self.name} were not delivered: {why}'
-            self._owner.connection_failed(self, NotConnectedError(message))
-        self._owner.connection_closed(self)
+            self._owner._connection_failed(self, NotConnectedError(message))
+        self._owner._connection_closed(self)
+        # A client or socket that the application keeps must not keep the buffers.
+        self._strand.on_drained = None
+        self._decoder = Decoder('\f', 1)
+        self._owner = _NOBODY
 
     def abandon(self) -> None:
         # The lock may be held for ever by a thread that the fork did not copy.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open = False
         self.closed = True
         self._sock.close()
@@ -244,11 +260,19 @@ class Connection(Owned):
 
     def _write(self, frame: bytes, messages: int) -> bool:
         """Write or queue `frame`; False if the socket turns out to be dead."""
+        if self._writing:
+            raise RuntimeError(
+                f'emit to {self.name} in a signal handler or __del__ that has interrupted an emit to it; '
+                'set a flag there and emit in the main program'
+            )
         try:
-            return self._write_now(frame, messages)
+            self._writing = True
+            accepted = self._write_now(frame, messages)
+            self._writing = False
+            return accepted
         except BaseException:
             # A signal handler raised (Ctrl-C), and nobody knows how much of the frame has left.
-            self._open = False
+            self._open = self._writing = False
             self._reactor.call(self.abort, IPCError(f'sending to {self.name} was interrupted; the connection is closed'))
             raise
 
@@ -302,6 +326,8 @@ class Connection(Owned):
     def _refuse_sends(self) -> None:
         with self._lock:
             self._open = False
+            if self.closed:
+                self._outbox.clear()
             if self._room is not None:
                 self._room.notify_all()
 
@@ -417,7 +443,7 @@ class Connection(Owned):
         elif not self._open:
             self.abort()  # nothing could be sent any more
         else:
-            self._owner.connection_ended(self)
+            self._owner._connection_ended(self)
 
     def _half_close(self) -> None:
         self._half_closed = True
@@ -462,9 +488,6 @@ def _unacknowledged(sock: socket.socket) -> int:
     if sock.family == getattr(socket, 'AF_UNIX', None):
         return 0
     try:
-        import fcntl
-        import termios
-
         return int(struct.unpack('i', fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b'\0\0\0\0'))[0])
-    except (ImportError, OSError):
+    except (NameError, OSError):
         return 0

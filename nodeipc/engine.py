@@ -1,12 +1,37 @@
-"""What an instance runs on: a reactor thread and its workers, made when the first endpoint needs them."""
+"""What an instance runs on: a reactor thread, its workers, and the endpoints that use them.
+
+Made when the first endpoint needs it; a closed instance makes a new one when it is used again.
+"""
 
 from __future__ import annotations
 
+import sys
 import threading
+from types import FrameType
+from typing import Dict, Optional
 
-from .deadline import Deadline
+from .deadline import NEVER, Deadline
 from .reactor import Reactor
 from .workers import Workers
+
+
+class Endpoint:
+    """A server or a client, as the end of its instance sees it."""
+
+    #: Whether it says goodbye only when the others have.
+    _leaves_last = False
+
+    def _begin_goodbye(self) -> None:
+        """Start to deliver what was emitted and to close. Idempotent, waits for nothing."""
+        raise NotImplementedError
+
+    def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
+        """Wait for the goodbye that has begun; until `deadline`, and until `handlers` for handlers that still run."""
+        raise NotImplementedError
+
+    def _abandon(self) -> None:
+        """In a child made by fork: this endpoint is the parent's, and its locks may be held for ever."""
+        raise NotImplementedError
 
 
 class Engine:
@@ -15,15 +40,54 @@ class Engine:
     def __init__(self, workers: int) -> None:
         self.reactor = Reactor()
         self.workers = Workers(workers, self.reactor)
+        # Those that are not finished, servers and clients in the order of their making. Changed by single operations
+        # that the interpreter makes atomic.
+        self.endpoints: Dict[Endpoint, None] = {}
+        self.closing = False
         self.closed = threading.Event()
         self.reactor.start()
 
-    def close(self, deadline: Deadline) -> None:
-        """End the threads; not from one of them. A handler that runs beyond the deadline keeps its thread."""
-        self.workers.close(deadline)
+    @property
+    def must_not_wait(self) -> bool:
+        """Whether the caller is in a handler, or has interrupted this library (in a signal handler or ``__del__``).
+
+        Either would wait for itself.
+        """
+        return self.workers.inside or _has_interrupted_us(sys._getframe(1))
+
+    def close(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
+        """Say goodbye for every endpoint, then end the threads. Several threads may; one that is interrupted may again.
+
+        A handler that runs beyond the deadlines keeps its thread.
+        """
+        self.closing = True
+        for last in (False, True):
+            leaving = [endpoint for endpoint in list(self.endpoints) if endpoint._leaves_last is last]
+            for endpoint in leaving:
+                endpoint._begin_goodbye()
+            for endpoint in leaving:
+                endpoint._wait_goodbye(deadline, handlers)
+        self.workers.close(deadline.sooner(handlers))
         self.reactor.stop()
         self.closed.set()
 
     def abandon(self) -> None:
         """In a child made by fork, which has none of the threads: close the descriptors."""
         self.reactor.abandon()
+        for endpoint in list(self.endpoints):
+            endpoint._abandon()
+
+
+def _has_interrupted_us(frame: Optional[FrameType]) -> bool:
+    """Whether the stack has this library's frames below the caller's own, with the application's in between.
+
+    A signal handler, or a ``__del__`` that the collector calls, runs on top of whatever it interrupts.
+    """
+    package = __name__.partition('.')[0] + '.'
+    ours, changes = True, 0
+    while frame is not None and changes < 2:
+        if ours != frame.f_globals.get('__name__', '').startswith(package):
+            ours = not ours
+            changes += 1
+        frame = frame.f_back
+    return changes == 2

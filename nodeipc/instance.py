@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import threading
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -15,7 +16,8 @@ from .address import Address, TCPAddress, UnixAddress, bound_address
 from .client import Client
 from .config import Config
 from .deadline import NEVER, Deadline
-from .engine import Engine
+from .engine import Endpoint, Engine
+from .errors import NotConnectedError
 from .events import Handler, max_positional
 from .log import render
 from .server import Server
@@ -67,8 +69,8 @@ class Clients:
 class IPC:
     """An independent instance, with a server, clients and threads of its own.
 
-    `config` is a `Config`, or the instance makes one; `settings` are `Config` fields. Raises `ConfigError` for a wrong
-    value and AttributeError for an unknown field.
+    `config` is a `Config`, or the instance makes one; `settings` are `Config` fields, set on a copy of it. Raises
+    `ConfigError` for a wrong value and AttributeError for an unknown field.
 
     >>> with IPC(id='example', retry=1500) as ipc:
     ...     ipc.config.retry
@@ -76,7 +78,9 @@ class IPC:
     """
 
     def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
-        self.config = Config() if config is None else config
+        if config is not None and not isinstance(config, Config):
+            raise TypeError(f'config must be a Config, not {config!r}; settings can be given by name: IPC(id=...)')
+        self.config = Config() if config is None else config.copy() if settings else config
         """The settings; read when a server or client is made, so set them first."""
         self.config.update(settings)
         self._reset()
@@ -84,12 +88,11 @@ class IPC:
         """The server that `serve` or `serve_net` made last, or None."""
 
     def _reset(self) -> None:
-        # Guards the four below; nothing else is locked or called while it is held.
-        self._lock = threading.Lock()
+        # Guards the two below and Engine.closing. Re-entrant, for a signal handler may close the instance while the main
+        # program has it. Nothing else is locked while it is held.
+        self._lock = threading.RLock()
         self._engine: Optional[Engine] = None
-        self._servers: List[Server] = []
         self._clients: Dict[str, Client] = {}
-        self._leaving: List[Client] = []  # no longer in `of`, perhaps not closed
         self.of = Clients(self._clients)
 
     def __repr__(self) -> str:
@@ -115,7 +118,7 @@ class IPC:
         True
         """
         (path, callback) = _in_order('serve', (path, callback), ((str, os.PathLike), _CALLBACK))
-        address = self._path(path, self.config.id) if sock is None else bound_address(sock)
+        address = self._path(path, self.config.id) if sock is None else _given(sock, path)
         return self._serve(address, callback, sock)
 
     def serve_net(
@@ -128,17 +131,17 @@ class IPC:
         they stay in order: ``serve_net(8001, ready)``.
         """
         host, port, callback = _in_order('serve_net', (host, port, callback), (str, int, _CALLBACK))
-        address = self._net(host, port) if sock is None else bound_address(sock)
+        address = self._net(host, port) if sock is None else _given(sock, host, port)
         return self._serve(address, callback, sock)
 
     def connect_to(self, id: str, path: Any = None, callback: Optional[Handler] = None) -> Client:
         """Make a client of a Unix-socket server, put it in `of`, call `callback`, start connecting, return the client.
 
         `path` defaults to ``config.socket_root + config.appspace + id``. `callback` is called, with the client if it
-        takes an argument, before anything can happen, so that handlers registered in it miss nothing. If there is a
-        connected client of this id already, the callback is called and that client returned; one that is not connected
-        is replaced. Raises OSError for a path the system cannot have, ValueError for an id that is in use for another
-        address.
+        takes an argument, before anything can happen, so that handlers registered in it miss nothing. If there is a client
+        of this id and path already, connected or not, the callback is called and that client returned; one that is
+        destroyed is replaced. Raises OSError for a path the system cannot have, ValueError for an id that is in use for
+        another path.
         """
         _check_id(id)
         path, callback = _in_order('connect_to', (path, callback), ((str, os.PathLike), _CALLBACK))
@@ -191,76 +194,79 @@ class IPC:
         """Stop the server and every client, then end the threads. Idempotent; the instance can be used again after.
 
         What was emitted is delivered and handlers of what has arrived finish, within `timeout` seconds if given, as
-        `Server.stop` and `Client.disconnect` say. Called from a handler of this instance it returns at once, and a
-        thread of its own does the rest.
+        `Server.stop` and `Client.disconnect` say. Called from a handler of this instance, or from a signal handler that
+        has interrupted a call of it, it returns at once, and a thread of its own does the rest.
         """
         engine = self._engine
-        if engine is not None and engine.workers.inside:
-            threading.Thread(target=self._close, args=(Deadline(timeout),), name='nodeipc-close', daemon=True).start()
-        else:
-            self._close(Deadline(timeout))
-
-    def _close(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
-        with self._lock:
-            engine, self._engine = self._engine, None
-            servers, self._servers = self._servers, []
-            clients = [*self._clients.values(), *self._leaving]
-            self._clients.clear()
-            self._leaving.clear()
         if engine is None:
             return
-        for server in servers:
-            server._begin_stop()
-        for server in servers:
-            server._wait_stopped(deadline, handlers)
-        for client in clients:
-            client._begin_disconnect()
-        for client in clients:
-            client._wait_disconnected(deadline, handlers)
-        engine.close(deadline.sooner(handlers))
-        _open_instances.pop(id(engine), None)
+        if engine.must_not_wait:
+            closing = (engine, Deadline(timeout))
+            threading.Thread(target=self._close, args=closing, name='nodeipc-close', daemon=True).start()
+        else:
+            self._close(engine, Deadline(timeout))
+
+    def _close(self, engine: Engine, deadline: Deadline, handlers: Deadline = NEVER) -> None:
+        with self._lock:
+            engine.closing = True  # from here on nothing is attached to it
+        engine.close(deadline, handlers)
+        with self._lock:
+            if self._engine is engine:  # until now, so that whoever waits or closes meanwhile waits for the same end
+                self._engine = None
+            _open_instances.pop(engine, None)
 
     def _serve(self, address: Address, callback: Optional[Handler], sock: Any) -> Server:
         if isinstance(address, UnixAddress):
             address.check()
-        server = Server(address, self.config, self._started, self.log, callback, sock)
+        server = Server(address, self.config, self._attach, self._detach, self.log, callback, sock)
         self.server = server
         return server
 
-    def _started(self, server: Server) -> Engine:
-        engine = self._running()
+    def _attach(self, endpoint: Endpoint) -> Engine:
+        """Have `endpoint` closed with the instance; return what it runs on."""
         with self._lock:
-            if server not in self._servers:
-                self._servers.append(server)
-        return engine
+            engine = self._running()
+            engine.endpoints[endpoint] = None
+            return engine
+
+    def _detach(self, endpoint: Endpoint) -> None:
+        """Undo `_attach` after a failure; an engine that nobody uses is closed."""
+        engine = self._engine
+        if engine is not None:
+            engine.endpoints.pop(endpoint, None)
+            if not engine.endpoints and not engine.must_not_wait:
+                self._close(engine, NEVER)
 
     def _running(self) -> Engine:
-        with self._lock:
-            if self._engine is None:
-                self._engine = Engine(self.config.workers)
-                _open_instances[id(self._engine)] = self
-            return self._engine
+        engine = self._engine
+        if engine is None:
+            engine = self._engine = Engine(self.config.workers)
+            _open_instances[engine] = self
+        elif engine.closing:
+            raise NotConnectedError(f'{self.config.id!r} is being closed; connect or serve again when close() has returned')
+        return engine
 
     def _connect(self, id: str, address: Address, callback: Optional[Handler]) -> Client:
-        old = self._clients.get(id)
-        if old is not None and old.connected:
-            if old._address != address:
-                raise ValueError(f'{old} is connected; disconnect it before you give its id to {address}')
-            client = old
-        else:
-            if old is not None:
-                old.disconnect()
-            client = Client(id, address, self.config, self._running(), self.log, self._removed)
-            with self._lock:
+        with self._lock:
+            old = self._clients.get(id)
+            if old is None or not old._usable:
+                client = Client(id, address, self.config, self._running(), self.log, self._removed)
+                client._engine.endpoints[client] = None
                 self._clients[id] = client
+                old = None
+            elif old._address == address:
+                client = old
+            else:
+                raise ValueError(f'{old} is in use; disconnect it before you give its id to {address}')
         if callback is not None:
             try:
                 callback(*(() if max_positional(callback) == 0 else (client,)))
             except BaseException:
-                if client is not old:
+                if old is None:
                     client.disconnect()
+                    self._detach(client)
                 raise
-        if client is not old:
+        if old is None:
             client._start()
         return client
 
@@ -268,8 +274,6 @@ class IPC:
         with self._lock:
             if self._clients.get(client.id) is client:
                 del self._clients[client.id]
-                self._leaving = [other for other in self._leaving if not other._finished]
-                self._leaving.append(client)
 
     def _path(self, path: Optional[Path], id: str) -> UnixAddress:
         config = self.config
@@ -282,15 +286,13 @@ class IPC:
             raise ValueError(f'a port is a number from 0 to 65535, not {port!r}')
         return TCPAddress(host or config.network_host, port)
 
-    def _abandon(self) -> None:
-        engine, servers, clients = self._engine, self._servers, [*self._clients.values(), *self._leaving]
-        self._reset()
-        if engine is not None:
-            engine.abandon()
-        for server in servers:
-            server._abandon()
-        for client in clients:
-            client._abandon()
+
+def _given(sock: Any, *others: Any) -> Address:
+    if any(other is not None for other in others):
+        raise TypeError('sock= is bound already; leave out the address')
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f'sock= must be a socket.socket (socket.socket(fileno=...) makes one), not {sock!r}')
+    return bound_address(sock)
 
 
 _CALLBACK = object()
@@ -325,19 +327,21 @@ def _check_id(id: str) -> None:
         raise ValueError('a client needs the id of the service it connects to')
 
 
-# Instances that run, by the id of their engine; changed under the GIL by single dict operations.
-_open_instances: Dict[int, IPC] = {}
+# Instances that run, by their engines; changed by single operations that the interpreter makes atomic.
+_open_instances: Dict[Engine, IPC] = {}
 
 
 def _close_all() -> None:
     handlers = Deadline(_EXIT_SECONDS)
-    for instance in list(_open_instances.values()):
-        instance._close(NEVER, handlers)
+    while _open_instances:  # a handler may have opened another
+        for engine, instance in list(_open_instances.items()):
+            instance._close(engine, NEVER, handlers)
 
 
 def _after_fork() -> None:
-    for instance in list(_open_instances.values()):
-        instance._abandon()
+    for engine, instance in list(_open_instances.items()):
+        instance._reset()
+        engine.abandon()
     _open_instances.clear()
 
 

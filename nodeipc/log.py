@@ -35,7 +35,7 @@ def _show(value: Any, depth: Optional[int], color: bool) -> str:
     elif isinstance(value, (dict, list, tuple, set, frozenset)):
         import pprint  # slow to import, and many programs never log a structure
 
-        text = pprint.pformat(value, depth=depth or None, width=100)
+        text = pprint.pformat(value, depth=depth or None, width=100, sort_dicts=False)
     else:
         text = str(value)
     return variable(text, force=True) if color else text

@@ -21,6 +21,9 @@ from .log import logger
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
+# Selectors refuse longer waits than some weeks; one wake-up a day is none.
+_MAX_SELECT_SECONDS = 86400.0
+
 # Cancelled timers leave the heap when they are due; a quick succession of long ones must not pile up until then.
 _MIN_CANCELLED_TO_PURGE = 64
 
@@ -70,6 +73,7 @@ class Reactor:
         self._cancelled = 0
         self._stopping = False
         self.owned: Set[Owned] = set()
+        self._ident: Optional[int] = None  # of the thread, while it runs: the system reuses them
         self._thread = threading.Thread(target=self._run, name='nodeipc-reactor', daemon=True)
 
     def start(self) -> None:
@@ -77,7 +81,10 @@ class Reactor:
         try:
             self._thread.start()
         except BaseException:
-            self._close()
+            if self._thread.ident is None:
+                self._close()
+            else:  # Ctrl-C while waiting for it to begin
+                self.call(self._stop)
             raise
 
     def stop(self) -> None:
@@ -89,7 +96,7 @@ class Reactor:
     @property
     def in_thread(self) -> bool:
         """Whether the caller is the reactor thread; any thread."""
-        return threading.get_ident() == self._thread.ident
+        return threading.get_ident() == self._ident
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have `function` called soon, in order with other calls; any thread, never blocks."""
@@ -126,7 +133,7 @@ class Reactor:
         That is what lets a handler block with ``workers = 0``. Other handlers do not run meanwhile.
         """
         if not self.in_thread:
-            return bool(condition.wait_for(predicate, timeout))
+            return bool(condition.wait_for(predicate, None if timeout is None else min(timeout, threading.TIMEOUT_MAX)))
         deadline = None if timeout is None else time.monotonic() + timeout
         while not predicate():
             if deadline is not None and time.monotonic() >= deadline:
@@ -147,13 +154,14 @@ class Reactor:
 
     def _wake(self) -> None:
         if not self._awake and not self.in_thread:
-            self._awake = True
             try:
+                self._awake = True
                 self._wake_out.send(b'\0')
-            except BlockingIOError:
-                pass  # full of wake-ups
             except OSError:
-                pass  # stopped: nobody is left to wake
+                pass  # full of wake-ups, or stopped and nobody is left to wake
+            except BaseException:  # a signal handler raised before the byte was sent, perhaps
+                self._awake = False
+                raise
 
     def _drain_wakeups(self, mask: int) -> None:
         try:
@@ -172,6 +180,7 @@ class Reactor:
         self._stopping = True
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         try:
             while not self._stopping:
                 self._turn(None, nested=False)
@@ -186,7 +195,7 @@ class Reactor:
         else:
             if timers and (deadline is None or timers[0][0] < deadline):
                 deadline = timers[0][0]
-            timeout = None if deadline is None else max(0, deadline - time.monotonic())
+            timeout = None if deadline is None else min(max(0, deadline - time.monotonic()), _MAX_SELECT_SECONDS)
         for key, mask in self._selector.select(timeout):
             self._guard(key.data, mask)
         self._awake = False
@@ -218,6 +227,7 @@ class Reactor:
             logger.exception('nodeipc: %r failed on the reactor thread; please report this', function)
 
     def _close(self) -> None:
+        self._ident = None
         self._selector.close()
         self._wake_in.close()
         self._wake_out.close()

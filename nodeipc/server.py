@@ -13,14 +13,14 @@ from typing import Any, Callable, Dict, Optional, Set, Tuple, Union
 
 from .acceptor import Acceptor
 from .address import Address, Peer, TCPAddress, adopt, listen, peer_of, public
-from .config import Config
+from .config import Config, seconds
 from .connection import Connection, Owner, log_level
 from .deadline import NEVER, Deadline
-from .endpoint import Endpoint, Log
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
 from .events import Handler, max_positional
 from .log import logger
+from .role import Log, Role
 from .wire import NO_DATA
 from .workers import Strand
 
@@ -114,13 +114,13 @@ class Socket(Owner):
     def _drop(self, type: str, data: Any) -> None:
         logger.debug('%s: %r arrived and was dropped by close()', self, type)
 
-    def connection_ended(self, connection: Connection) -> None:
+    def _connection_ended(self, connection: Connection) -> None:
         self._close_when_handled()  # half-closed clients get their answers
 
-    def connection_failed(self, connection: Connection, error: Exception) -> None:
+    def _connection_failed(self, connection: Connection, error: Exception) -> None:
         self._strand.post(self._report_failure, error)
 
-    def connection_closed(self, connection: Connection) -> None:
+    def _connection_closed(self, connection: Connection) -> None:
         self._server._remove(self)
 
     # On the strand
@@ -164,7 +164,7 @@ class Definitions:
         self.broadcast = EventDescriptions()
 
 
-class Server(Endpoint):
+class Server(Role):
     """A server of Unix or TCP sockets, made by ``ipc.serve`` or ``ipc.serve_net``.
 
     Events: ``start`` (server), ``connect`` (socket), every type the clients emit (data, socket), ``socket.disconnected``
@@ -175,14 +175,16 @@ class Server(Endpoint):
         self,
         address: Address,
         config: Config,
-        engine: Callable[[Server], Engine],
+        attach: Callable[[Server], Engine],
+        detach: Callable[[Server], Any],
         log: Log,
         callback: Optional[Handler] = None,
         sock: Optional[socket_module.socket] = None,
     ) -> None:
         super().__init__(config, log)
         self._asked = address
-        self._make_engine = engine
+        self._attach = attach
+        self._detach = detach
         self._callback = callback
         self._callback_arguments = 1 if callback is None or max_positional(callback) != 0 else 0
         self._given = sock
@@ -202,6 +204,7 @@ class Server(Endpoint):
         self._sockets: Dict[Socket, None] = {}  # in the order in which they came
         self._unfinished: Set[Socket] = set()  # those, and the ones that are gone and whose handlers still run
         self._hurried = False
+        self._accept_error_queued = False
         self._refused = 0  # connections over the limit that no error event has told of yet
         self._past = dict.fromkeys(('connections_total', *_COUNTERS), 0)
 
@@ -247,15 +250,16 @@ class Server(Endpoint):
                 raise RuntimeError(f'{self} is {self._state}; stop it before starting it again')
             self._state = 'starting'
             self._starts += 1
+            run = self._starts
         try:
-            engine = self._make_engine(self)
             listener = listen(self._asked, self._config) if self._given is None else adopt(self._given)
             try:
+                engine = self._attach(self)
                 self._where = listener.address
                 if self._callback is not None:
                     self._callback(*(self,)[:self._callback_arguments])
                 with self._changed:
-                    if self._state != 'starting':
+                    if self._state != 'starting' or self._starts != run:
                         raise RuntimeError(f'{self} was stopped while it was starting')
                     self._state = 'listening'
                     self._engine = engine
@@ -268,7 +272,11 @@ class Server(Endpoint):
                 raise
         except BaseException:
             with self._changed:
-                self._state = 'stopped'
+                overtaken = self._starts != run  # by another start, whose business the rest is
+                if not overtaken:
+                    self._state = 'stopped'
+            if not overtaken:
+                self._detach(self)
             raise
         strand.post(self._publish, 'start', self)
         strand.post(engine.reactor.call, acceptor.start)
@@ -281,8 +289,8 @@ class Server(Endpoint):
         cut, and so is a client that takes nothing for ``config.stall_timeout``; an ``error`` event tells what was not
         delivered.
         """
-        self._begin_stop()
-        self._wait_stopped(Deadline(timeout))
+        self._begin_goodbye()
+        self._wait_goodbye(Deadline(timeout))
 
     def emit(self, socket: Socket, type: str, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
         """Send one event to one client; as `Socket.emit`, whose errors it raises."""
@@ -299,9 +307,11 @@ class Server(Endpoint):
         TypeError, ValueError, `ProtocolError`.
         """
         frame = self._encode(type, data)
-        full = [socket for socket in self.sockets if socket._connection.queue(frame)]
-        for socket in full:
-            socket._connection.wait_for_room()
+        connections = [socket._connection for socket in self.sockets]
+        full = [(connection, connection.bytes_out) for connection in connections if connection.queue(frame)]
+        stall = Deadline(seconds(self._config.stall_timeout))  # of all at once: N that are stuck cost one timeout
+        for connection, bytes_out in full:
+            connection.wait_for_room(bytes_out, stall)
 
     def stats(self) -> Dict[str, int]:
         """Return counters: connections now and in total, messages and bytes in and out, bytes pending, errors."""
@@ -318,7 +328,7 @@ class Server(Endpoint):
 
     # For the facade
 
-    def _begin_stop(self) -> None:
+    def _begin_goodbye(self) -> None:
         with self._changed:
             if self._state == 'starting':
                 self._state = 'stopped'  # which start() will see
@@ -332,27 +342,25 @@ class Server(Endpoint):
             acceptor.listener.file.remove()
         engine.reactor.call(self._stop_accepting)
 
-    def _wait_stopped(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
-        """Wait for the stop that has begun, and until `handlers` for handlers that still run."""
-        engine = self._engine
-        if engine is None or engine.workers.inside:
+    def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
+        engine, run = self._engine, self._starts
+        if engine is None or engine.must_not_wait:
             return
-        if not self._is_stopped_within(deadline.sooner(handlers).remaining):
-            engine.reactor.call(self._hurry)
-            if not self._is_stopped_within(deadline.remaining):
+        if not self._is_stopped_within(run, deadline.sooner(handlers).remaining):
+            engine.reactor.call(self._hurry, run)
+            if not self._is_stopped_within(run, deadline.remaining):
                 why = f'{self} was stopped; not all was delivered within {deadline.timeout} s'
-                engine.reactor.call(self._cut, EmitTimeout(why))
-                self._is_stopped_within(None)
+                engine.reactor.call(self._hurry, run, EmitTimeout(why))
+                self._is_stopped_within(run, None)
 
-    def _is_stopped_within(self, timeout: Optional[float]) -> bool:
+    def _is_stopped_within(self, run: int, timeout: Optional[float]) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: self._state != 'stopping', timeout)
+            return self._changed.wait_for(lambda: self._state != 'stopping' or self._starts != run, timeout)
 
     def _abandon(self) -> None:
-        """In a child made by fork: this server is the parent's."""
         super()._abandon()
         self._state = 'stopped'
-        self._acceptor = self._engine = None
+        self._acceptor = self._engine = self._strand = None
         self._sockets = {}
         self._unfinished = set()
 
@@ -385,7 +393,8 @@ class Server(Endpoint):
     # Reactor thread
 
     def _accepted(self, sock: socket_module.socket, address: Any) -> None:
-        if len(self._sockets) >= self._config.max_connections:
+        # Those count that are gone and whose events are still being handled: they use as much memory.
+        if len(self._unfinished) >= self._config.max_connections:
             sock.close()
             self._refuse()
             return
@@ -395,7 +404,12 @@ class Server(Endpoint):
             sock.close()
 
     def _accept_failed(self, error: OSError) -> None:
-        why = f'{self}: cannot accept connections for the moment: {error.strerror}; close some, or raise the limit'
+        if self._accept_error_queued:
+            return
+        self._accept_error_queued = True
+        why = f'{self}: cannot accept connections: {error.strerror}; trying again'
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            why += '; close some descriptors, or raise the limit'
         self._post(self._report_accept_error, OSError(error.errno, why))
 
     def _admit(self, sock: socket_module.socket, address: Any) -> None:
@@ -439,18 +453,16 @@ class Server(Endpoint):
             socket._stop()
         self._stop_if_finished()
 
-    def _hurry(self) -> None:
-        """Stop without waiting for handlers any longer."""
+    def _hurry(self, run: int, error: Optional[Exception] = None) -> None:
+        """Stop without waiting for handlers any longer; with `error`, nor for clients."""
+        if self._state != 'stopping' or self._starts != run:
+            return
         self._hurried = True
         for socket in self.sockets:
-            socket._goodbye()
-        self._stop_if_finished()
-
-    def _cut(self, error: Exception) -> None:
-        """Stop without waiting for anybody any longer."""
-        self._hurried = True
-        for socket in self.sockets:
-            socket._connection.abort(error)
+            if error is None:
+                socket._goodbye()
+            else:
+                socket._connection.abort(error)
         self._stop_if_finished()
 
     # On strands
@@ -464,6 +476,7 @@ class Server(Endpoint):
         self._publish('socket.disconnected', socket, socket.id)
 
     def _finished(self, socket: Socket) -> None:
+        socket._strand.deliver = _ignore  # it refers to the socket, which refers to the strand
         with self._changed:
             self._unfinished.discard(socket)
         self._stop_if_finished()
@@ -481,11 +494,15 @@ class Server(Endpoint):
 
     def _stopped(self, starts: int) -> None:
         with self._changed:
-            if self._starts == starts:
-                self._state = 'stopped'
-                self._changed.notify_all()
+            if self._starts != starts or self._state != 'stopping':
+                return
+            self._state = 'stopped'
+            self._changed.notify_all()
+        if self._engine is not None:
+            self._engine.endpoints.pop(self, None)
 
     def _report_accept_error(self, error: OSError) -> None:
+        self._accept_error_queued = False
         self._report(error, None, level=logging.ERROR)
 
     def _report_refused(self) -> None:
@@ -504,3 +521,7 @@ class Server(Endpoint):
 
     def _report_handler_error(self, error: BaseException, arguments: Tuple[Any, ...]) -> None:
         self._report(error, next((argument for argument in arguments if isinstance(argument, Socket)), None))
+
+
+def _ignore(type: str, data: Any) -> None:
+    pass

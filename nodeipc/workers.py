@@ -6,6 +6,7 @@ are busy and no more than the limit. Endpoints post to strands; nothing here kno
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -22,8 +23,6 @@ _TURN_SECONDS = 0.01
 # What a connection may have read ahead of its handlers. A few chunks: enough to keep a worker busy while the next is
 # read, little enough for a thousand connections that are all behind.
 _HIGH_WATER_BYTES = 256 << 10
-
-_THREAD_RETRY_SECONDS = 0.1
 
 _here = threading.local()
 
@@ -92,8 +91,18 @@ class Workers:
                 self._threads.append(thread)
             alone = not self._threads
         if alone:
-            logger.error('nodeipc: no thread could be started for handlers (%s); trying again', failure)
-            self._reactor.call(self._reactor.call_later, _THREAD_RETRY_SECONDS, self._grow)
+            # Out of threads, or Python 3.12 and the interpreter is ending: better on the reactor thread than never.
+            level = logging.DEBUG if 'shutdown' in str(failure) else logging.WARNING
+            logger.log(level, 'nodeipc: no thread can be started (%s); handlers run on the reactor thread', failure)
+            self._reactor.defer(self._run_one)
+
+    def _run_one(self) -> None:
+        with self._lock:
+            if not self._queue:
+                return
+            strand = self._queue.popleft()
+            self.waiting -= 1
+        strand.run()
 
     def _work(self) -> None:
         _here.workers = self
@@ -141,13 +150,18 @@ class Strand:
         self._workers = workers
         self.deliver = deliver
         self.on_drained: Optional[Callable[[], Any]] = None
-        # Guards _scheduled, _load and _full, and the decision that there is nothing left to do. Workers._lock may be
-        # taken inside it.
+        # Guards _scheduled, _load and _full, and the decision that there is nothing left to do. Workers._lock is taken
+        # inside it, and a thread may be started.
         self._lock = threading.Lock()
         self._items: Deque[Tuple[Any, ...]] = deque()
         self._scheduled = False
         self._load = 0  # bytes posted since the strand was last empty
         self._full = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is behind, and `on_drained` will be called."""
+        return self._full
 
     def post(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have `function` called in turn; any thread."""

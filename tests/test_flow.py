@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from typing import Any, List
@@ -9,6 +11,7 @@ from typing import Any, List
 import pytest
 
 from nodeipc import EmitTimeout, NotConnectedError, ProtocolError
+from nodeipc.connection import Connection
 
 from .conftest import Log, eventually
 
@@ -349,3 +352,116 @@ def test_flush_tells_of_a_connection_that_is_lost_meanwhile(pair: Any) -> None:
     deaf.close()
     flusher.join(20)
     assert 'was lost with' in str(raised.wait('error')[0][0])
+
+
+def test_flush_tells_of_what_was_lost_before_it_was_called(pair: Any) -> None:
+    world = pair()
+    accepted, log = Log(), Log()
+    world.server.on('*', accepted)
+    world.start()
+    client = world.connect(log)
+    ((socket,),) = accepted.wait('connect')
+    socket._connection.call(socket._connection.stop_reading)
+    for _ in range(80):
+        client.emit('block', BLOCK)
+    assert client.stats()['pending_bytes'] > 0
+    socket._connection.call(socket._connection.abort)
+    log.wait('connect', 2)
+    with pytest.raises(NotConnectedError, match='bytes were not delivered'):
+        client.flush(20)
+    client.flush(20)  # once
+
+
+def test_a_broadcast_does_not_cut_off_a_client_that_reads_slowly(pair: Any) -> None:
+    world = pair(max_pending_bytes=1, stall_timeout=150)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    slow = world.raw()
+    log.wait('connect')
+    done = threading.Event()
+
+    def read_slowly() -> None:
+        received = b''
+        while not received.endswith(b'"}\f'):
+            received = slow.recv(400_000)
+            time.sleep(0.05)  # slower in all than the stall timeout, and never as slow at once
+        done.set()
+
+    reader = threading.Thread(target=read_slowly)
+    reader.start()
+    world.server.broadcast('block', 'x' * 10_000_000)
+    reader.join(60)
+    assert done.is_set()
+    assert log.of('error') == []
+    slow.close()
+
+
+def test_many_stuck_clients_cost_a_broadcast_one_stall_timeout(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = pair(max_pending_bytes=1, stall_timeout=300)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    stuck = [world.raw() for _ in range(6)]
+    log.wait('connect', 6)
+    waits: List[float] = []
+    wait = Connection._wait
+
+    def counting(self: Any, predicate: Any, timeout: Any) -> bool:
+        waits.append(timeout)
+        return wait(self, predicate, timeout)
+
+    monkeypatch.setattr(Connection, '_wait', counting)
+    world.server.broadcast('block', 'x' * 10_000_000)
+    log.wait('error', 6)
+    assert sum(waits) < 2 * 0.3
+    for sock in stuck:
+        sock.close()
+
+
+def test_a_client_that_comes_back_does_not_read_ahead_of_a_handler_that_is_stuck(make: Any, tmp_path: Any) -> None:
+    path = str(tmp_path / 'flood.sock')
+    gate = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        client = make(retry=1).connect_to('flood', path)
+        client.on('a', lambda: gate.wait(30))
+        for _ in range(20):
+            peer, _ = listener.accept()
+            with peer:
+                peer.settimeout(0.05)
+                try:
+                    while True:
+                        peer.sendall(b'{"type":"a"}\f' * 4000)
+                except OSError:
+                    pass  # it reads no more
+        assert client.stats()['bytes_in'] < MIB
+        gate.set()
+        client.disconnect()
+    os.unlink(path)
+
+
+def test_clients_that_went_count_until_their_events_are_handled(pair: Any) -> None:
+    world = pair(max_connections=3)
+    gate = threading.Event()
+    log = Log()
+    world.server.on('a', lambda: gate.wait(30))
+    world.server.on('*', log)
+    world.start()
+    for _ in range(30):
+        with world.raw() as sock:
+            try:
+                sock.sendall(b'{"type":"a"}\f' * 100 + b'x\f')
+                while sock.recv(1000):
+                    pass
+            except OSError:
+                pass
+    try:
+        assert len(log.of('connect')) == 3
+        assert len(world.server._unfinished) == 3
+    finally:
+        gate.set()
+    eventually(lambda: not world.server._unfinished)
+    with world.raw():
+        log.wait('connect', 4)

@@ -409,3 +409,34 @@ def test_a_clients_undelivered_messages_are_reported(make: Any, tmp_path: Any) -
             isinstance(error, NotConnectedError) and 'were not delivered' in str(error) for (error,) in log.of('error')
         )
     os.unlink(path)
+
+
+def test_nothing_is_handled_after_a_handlers_disconnect(pair: Any) -> None:
+    world = pair()
+
+    @world.server.on('connect')
+    def burst(socket: Any) -> None:
+        for number in range(200):
+            socket.emit('number', number)
+
+    world.start()
+    for _ in range(10):
+        handled: List[int] = []
+        log = Log()
+        client = world.make(id='client')
+
+        def number(value: int, handled: List[int] = handled, client: Any = client) -> None:
+            handled.append(value)
+            client.disconnect('world')
+
+        def register(client: Any, log: Log = log, number: Any = number) -> None:
+            client.on('*', log)
+            client.on('number', number)
+
+        if world.transport == 'unix':
+            client.connect_to('world', world.server.address, register)
+        else:
+            client.connect_to_net('world', *world.server.address, register)
+        log.wait('destroy')
+        assert handled[0] == 0
+        assert len(handled) <= 2  # the reactor thread may take one event's time to hear of it

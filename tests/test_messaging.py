@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
+import sys
 import threading
 from typing import Any, Dict, List
 
@@ -68,6 +71,7 @@ def test_the_events_of_a_client(pair: Any) -> None:
     log = Log()
     client = world.connect(log)
     log.wait('connect')
+    eventually(lambda: world.server.sockets)
     world.server.broadcast('news', [1])
     log.wait('news')
     client.disconnect()
@@ -185,12 +189,12 @@ def test_connecting_twice_returns_the_connected_client(make: Any) -> None:
     log = Log()
     assert ipc.connect_to('world', log) is client
     assert log.events == [(client,)]
-    with pytest.raises(ValueError, match='disconnect it before'):
+    with pytest.raises(ValueError, match='is in use; disconnect it before'):
         ipc.connect_to('world', '/another/path')
-    lost = ipc.connect_to('nobody')
-    assert ipc.connect_to('nobody') is not lost
-    with pytest.raises(NotConnectedError):
-        lost.emit('x')
+    waiting = ipc.connect_to('nobody')
+    assert ipc.connect_to('nobody') is waiting
+    waiting.disconnect()
+    assert ipc.connect_to('nobody') is not waiting
 
 
 def test_instances_in_one_process_are_independent(make: Any) -> None:
@@ -332,8 +336,10 @@ def test_identify_peer_copies_the_payloads_id(pair: Any) -> None:
     client = world.connect()
     client.emit('message', {'id': 'client-1', 'value': 7})
     client.emit('message', 'plain')
-    log.wait('message', 2)
+    client.emit('message', {'value': 8})
+    log.wait('message', 3)
     assert world.server.sockets[0].id == 'client-1'
+    assert log.of('error') == []
     client.disconnect()
     assert log.wait('socket.disconnected')[0][1] == 'client-1'
 
@@ -645,3 +651,98 @@ def test_wait_in_a_handler_is_an_error(make: Any) -> None:
     ipc.server.on('start', lambda: ipc.wait())
     ipc.server.start()
     assert 'in a handler' in str(errors.wait('error')[0][0])
+
+
+def test_later_settings_do_not_change_what_was_made(make: Any) -> None:
+    ipc = make()
+    log = Log()
+    server = ipc.serve()
+    client = ipc.connect_to('world', lambda client: client.on('*', log))
+    ipc.config.max_connections = 0
+    ipc.config.delimiter = '\n'
+    ipc.config.stop_retrying = True
+    server.on('message', lambda data, socket: socket.emit('message', data))
+    server.start()
+    client.emit('message', 1)
+    assert log.wait('message') == [(1,)]
+
+
+def test_a_listening_socket_that_somebody_shuts_down_is_no_busy_loop(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: List[int] = []
+    ready = nodeipc.acceptor.Acceptor._ready
+
+    def counting(self: Any, mask: int) -> None:
+        calls.append(mask)
+        ready(self, mask)
+
+    monkeypatch.setattr(nodeipc.acceptor.Acceptor, '_ready', counting)
+    monkeypatch.setattr(nodeipc.acceptor, '_PAUSE_SECONDS', 0.05)
+    log = Log()
+    import socket
+
+    with socket.socket() as given:
+        given.bind(('127.0.0.1', 0))
+        server = make().serve_net(sock=given)
+        server.on('*', log)
+        server.start()
+        log.wait('start')
+        given.shutdown(socket.SHUT_RDWR)
+        assert 'cannot accept connections' in str(log.wait('error', 3)[0][0])
+        assert len(calls) <= len(log.of('error')) + 2
+        server.stop()
+
+
+def test_running_out_of_descriptors_pauses_accepting_and_recovers(tmp_path: Any) -> None:
+    """In a process of its own, whose limit it is."""
+    program = """
+import resource, socket, time, nodeipc
+ipc = nodeipc.IPC(id='world')
+server = ipc.serve()
+errors, got = [], []
+server.on('error', lambda error: errors.append(error))
+server.on('message', got.append)
+server.start()
+client = socket.socket(socket.AF_UNIX)
+used = client.fileno()
+resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+client.connect(server.address)
+client.sendall(b'{"type":"message","data":1}\\f')
+while not errors: time.sleep(0.001)
+print(errors[0])
+resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+while not got: time.sleep(0.001)
+client.close()
+ipc.close()
+"""
+    run = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, 'PYTHONPATH': os.getcwd()},
+    )  # fmt: skip
+    assert 'Too many open files' in run.stdout, run.stderr
+    assert 'raise the limit' in run.stdout
+
+
+def test_a_log_sink_that_blocks_holds_up_no_connection(pair: Any) -> None:
+    gate = threading.Event()
+
+    class Sink(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            gate.wait(20)
+
+    world = echo(pair())
+    log = Log()
+    client = world.connect(log)
+    client.emit('message', 1)
+    log.wait('message')
+    sink = Sink(logging.WARNING)
+    logging.getLogger('nodeipc').addHandler(sink)
+    try:
+        with world.raw() as bad:
+            bad.sendall(b'nonsense\f')
+            assert bad.recv(10) == b''
+            client.emit('message', 2)
+            log.wait('message', 2)
+    finally:
+        gate.set()
+        world.server.stop()
+        logging.getLogger('nodeipc').removeHandler(sink)

@@ -7,6 +7,7 @@ import threading
 from typing import Any, Callable
 
 from .config import DEFAULT_MAX_MESSAGE_SIZE, Config, seconds
+from .engine import Endpoint
 from .events import Emitter
 from .log import logger
 from .wire import Decoder, Encoder
@@ -15,7 +16,7 @@ Log = Callable[..., Any]
 Deliver = Callable[[str, Any], Any]
 
 
-class Endpoint(Emitter):
+class Role(Emitter, Endpoint):
     """An emitter whose events come from a socket. What its settings decide is decided here, once."""
 
     def __init__(self, config: Config, log: Log) -> None:
@@ -63,7 +64,6 @@ class Endpoint(Emitter):
         self._publish('error', error, *context)
 
     def _abandon(self) -> None:
-        """In a child made by fork: this endpoint is the parent's, and its locks may be held for ever."""
         self._changed = threading.Condition()
         self._handlers_lock = threading.Lock()
 

@@ -1,0 +1,414 @@
+"""Ends that meet other ends: closing while closing, in handlers, in signal handlers, at exit, in a fork; failed starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any, Iterator, List
+
+import pytest
+
+import nodeipc
+from nodeipc import IPC, NotConnectedError
+
+from .conftest import Log, eventually
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def script(text: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, '-W', 'error', '-c', text, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, 'PYTHONPATH': os.getcwd()},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('goodbye', ['ipc.close()', 'client.disconnect()'])
+@pytest.mark.parametrize('end', ['', 'ipc.wait()', 'ipc.close()', 'ipc.__exit__()'])
+def test_goodbye_in_a_handler_is_completed_at_the_end_of_the_script(make: Any, goodbye: str, end: str) -> None:
+    got: List[Any] = []
+    server = make(id='world').serve()
+    server.on('connect', lambda accepted: accepted.emit('go'))
+    server.on('message', lambda data: got.append(len(data)))
+    server.start()
+    if goodbye == 'client.disconnect()' and end == 'ipc.wait()':
+        end = ''  # the instance stays open
+    process = script(f"""
+import threading, nodeipc
+ipc = nodeipc.IPC(id='client')
+client = ipc.connect_to('world')
+left = threading.Event()
+def go():
+    client.emit('message', 'x' * 4_000_000)
+    {goodbye}
+    left.set()
+client.on('go', go)
+left.wait()
+{end}
+""")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, '', '')
+    eventually(lambda: got == [4_000_000])
+
+
+def test_close_and_wait_wait_for_a_close_that_is_under_way(make: Any) -> None:
+    ipc = make(id='world')
+    started, gate = threading.Event(), threading.Event()
+    ipc.serve().on('message', lambda: (started.set(), gate.wait(20)))
+    ipc.server.start()
+    ipc.connect_to('world').emit('message')
+    assert started.wait(20)
+    first = threading.Thread(target=ipc.close)
+    first.start()
+    eventually(lambda: not ipc.server.listening)
+    assert ipc.wait(0.05) is False
+    second = threading.Thread(target=ipc.close)
+    second.start()
+    second.join(0.05)
+    assert second.is_alive()
+    gate.set()
+    first.join(20)
+    second.join(20)
+    assert ipc.wait(0) is True
+
+
+def test_a_close_that_ctrl_c_interrupts_can_be_completed(make: Any, tmp_path: Any) -> None:
+    path = str(tmp_path / 'deaf.sock')
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        ipc = make(id='client', stall_timeout=60_000)
+        client = ipc.connect_to('deaf', path)
+        peer, _ = listener.accept()
+        client.emit('message', 'x' * 3_000_000)
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                ipc.close()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        assert ipc.wait(0) is False
+        received = bytearray()
+
+        def read() -> None:
+            while True:
+                chunk = peer.recv(1 << 20)
+                if not chunk:
+                    break
+                received.extend(chunk)
+            peer.close()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        ipc.close()
+        reader.join(20)
+        assert received == b'{"type":"message","data":"' + b'x' * 3_000_000 + b'"}\f'
+        assert ipc.wait(0) is True
+    os.unlink(path)
+
+
+def test_a_signal_handler_may_close_the_instance_whatever_it_interrupts(make: Any) -> None:
+    got: List[int] = []
+    server = make(id='world').serve()
+    server.on('number', lambda data: got.append(data[0]))
+    server.start()
+    for _ in range(8):
+        got.clear()
+        process = script("""
+import signal, nodeipc
+ipc = nodeipc.IPC(id='client')
+client = ipc.connect_to('world')
+client.wait_connected(20)
+signal.signal(signal.SIGTERM, lambda *_: ipc.close())
+print('ready', flush=True)
+number = 0
+try:
+    while True:
+        client.emit('number', [number, 'x' * 20_000])
+        number += 1
+except nodeipc.NotConnectedError:
+    print(number, ipc.wait(20))
+""")
+        assert process.stdout is not None
+        assert process.stdout.readline() == 'ready\n'
+        eventually(lambda: len(got) > 5)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+        assert err == ''
+        count, closed = out.split()
+        assert closed == 'True'
+        eventually(lambda count=count: len(got) >= int(count))
+        assert got == list(range(len(got)))
+        assert len(got) <= int(count) + 1  # the emit that was interrupted may have been accepted
+
+
+class Interrupting:
+    """A socket whose next send does something first."""
+
+    def __init__(self, sock: socket.socket, act: Any) -> None:
+        self.sock, self.act = sock, act
+
+    def send(self, *arguments: Any) -> int:
+        act, self.act = self.act, lambda: None
+        sent = self.sock.send(*arguments)
+        act()
+        return sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+def test_an_emit_that_is_interrupted_in_the_middle_closes_its_connection(make: Any) -> None:
+    got, log = Log(), Log()
+    ipc = make(id='world')
+    ipc.serve().on('*', got)
+    ipc.server.start()
+    client = ipc.connect_to('world', lambda client: client.on('*', log))
+    client.emit('message', 1)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    client._connection._sock = Interrupting(client._connection._sock, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        client.emit('message', 2)
+    log.wait('connect', 2)
+    assert 'was interrupted' in str(log.of('error')[0][0])
+    client.emit('message', 3)
+    eventually(lambda: 3 in [data for data, _ in got.of('message')])
+    assert got.of('error') == []
+
+
+def test_an_emit_inside_an_emit_is_refused_and_harms_nothing(make: Any) -> None:
+    got = Log()
+    ipc = make(id='world')
+    ipc.serve().on('*', got)
+    ipc.server.start()
+    client = ipc.connect_to('world')
+    client.emit('message', 1)
+    refused: List[str] = []
+
+    def emit_again() -> None:  # what a signal handler or __del__ may do
+        try:
+            client.emit('message', 'nested')
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    client._connection._sock = Interrupting(client._connection._sock, emit_again)
+    client.emit('message', 2)
+    client.emit('message', 3)
+    assert [data for data, _ in got.wait('message', 3)] == [1, 2, 3]
+    assert 'set a flag there' in refused[0]
+
+
+def test_an_interrupted_wake_up_does_not_deafen_the_reactor(make: Any) -> None:
+    ipc = make(id='world')
+    ipc.serve().start()
+    reactor = ipc._engine.reactor
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    real = reactor._wake_out
+    reactor._wake_out = Interrupting(real, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        reactor.call(lambda: None)
+    reactor._wake_out = real
+    called = threading.Event()
+    reactor.call(called.set)
+    assert called.wait(20)
+
+
+def test_a_handler_that_connects_again_does_not_keep_a_closing_instance_open(make: Any) -> None:
+    server = make(id='world').serve()
+    server.start()
+    ipc = make(id='client')
+    log = Log()
+    client = ipc.connect_to('world', lambda client: client.on('*', log))
+    client.on('disconnect', lambda: ipc.connect_to('world'))
+    log.wait('connect')
+    ipc.close()
+    assert ipc.wait(0) is True
+    ((error,),) = log.of('error')
+    assert isinstance(error, NotConnectedError)
+    assert 'is being closed' in str(error)
+
+
+def test_a_server_that_is_stopped_while_it_starts_stays_stopped(make: Any) -> None:
+    ipc = make(id='world')
+    entered, leave = threading.Event(), threading.Event()
+    failed: List[BaseException] = []
+
+    def slow() -> None:
+        if not entered.is_set():
+            entered.set()
+            leave.wait(20)
+
+    server = ipc.serve_net('127.0.0.1', 0, slow)
+
+    def start() -> None:
+        try:
+            server.start()
+        except RuntimeError as error:
+            failed.append(error)
+
+    first = threading.Thread(target=start)
+    first.start()
+    assert entered.wait(20)
+    server.stop()
+    server.start()
+    address = server.address
+    leave.set()
+    first.join(20)
+    assert 'was stopped while it was starting' in str(failed[0])
+    assert server.listening
+    client = make().connect_to_net('world', *server.address)
+    assert client.wait_connected(20)
+    server.stop()
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(address):
+        pass
+
+
+def test_a_failed_start_leaves_no_thread(make: Any) -> None:
+    before = threading.active_count()
+    ipc = make(id='world')
+    with pytest.raises(OSError, match='directory does not exist'):
+        ipc.serve('/no/such/directory/x').start()
+    assert threading.active_count() == before
+    assert ipc.wait(0) is True
+
+    def fails() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        ipc.serve(fails).start()
+    with pytest.raises(LookupError):
+        ipc.connect_to('x', fails)
+    eventually(lambda: threading.active_count() == before)
+    assert ipc.wait(0) is True
+
+
+def test_two_threads_that_connect_to_the_same_id_share_a_client(make: Any, impatient: None) -> None:
+    server = make(id='world').serve()
+    server.start()
+    for _ in range(20):
+        ipc = IPC(id='client')
+        barrier = threading.Barrier(4)
+        clients: List[Any] = []
+
+        def connect(ipc: IPC = ipc, barrier: threading.Barrier = barrier, clients: List[Any] = clients) -> None:
+            barrier.wait()
+            clients.append(ipc.connect_to('world'))
+
+        threads = [threading.Thread(target=connect) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(map(id, clients))) == 1
+        ipc.close()
+    eventually(lambda: not server.sockets)
+
+
+def test_emit_in_the_callback_of_connect_to_says_that_it_is_too_early(make: Any) -> None:
+    ipc = make(id='world')
+    with pytest.raises(NotConnectedError, match='when the callback of connect_to has returned'):
+        ipc.connect_to('world', lambda client: client.emit('message'))
+
+
+def test_settings_of_longer_than_a_selector_can_wait_are_no_problem(make: Any) -> None:
+    ipc = make(id='world', connect_timeout=10**12, stall_timeout=10**12, emit_timeout=10**15)
+    log = Log()
+    ipc.serve().on('*', log)
+    ipc.server.start()
+    ipc.connect_to('world').emit('message')
+    log.wait('message')
+    patient = make(retry=10**12)
+    failed = Log()
+    client = patient.connect_to('nobody', lambda client: client.on('*', failed))
+    failed.wait('error')
+    client.disconnect()
+
+
+def test_without_threads_handlers_run_on_the_reactor_thread(
+    make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == 'nodeipc-worker':
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, 'start', refuse)
+    ipc = make(id='world')
+    log = Log()
+    ipc.serve().on('message', lambda data, sock: sock.emit('message', threading.current_thread().name))
+    ipc.server.start()
+    client = ipc.connect_to('world', lambda client: client.on('*', log))
+    client.emit('message')
+    assert log.wait('message') == [('nodeipc-reactor',)]
+    assert "can't start new thread" in caplog.text
+    monkeypatch.undo()
+    client.emit('message')
+    assert log.wait('message', 2)[1] == ('nodeipc-worker',)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork') or not os.path.isdir('/proc/self/fd'), reason='needs fork and /proc')
+@pytest.mark.parametrize('moment', ['closing', 'starting'])
+def test_a_fork_while_an_instance_closes_or_starts_leaves_the_child_no_descriptor(moment: str) -> None:
+    process = script("""
+import os, sys, threading, warnings, nodeipc
+warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
+before = set(os.listdir('/proc/self/fd'))
+ipc = nodeipc.IPC(id='parent')
+server = ipc.serve_net('127.0.0.1', 0)
+entered, leave = threading.Event(), threading.Event()
+busy = lambda: (entered.set(), leave.wait(20))
+closer = threading.Thread(target=ipc.close)
+if sys.argv[1] == 'starting':
+    server.on('start', busy)
+    server.start()
+else:
+    server.on('message', busy)
+    server.start()
+    ipc.connect_to_net('parent', *server.address).emit('message')
+    entered.wait()
+    closer.start()
+    while server.listening: pass
+entered.wait()
+pid = os.fork()
+if pid == 0:
+    left = set(os.listdir('/proc/self/fd')) - before
+    os._exit(len([fd for fd in left if os.path.exists('/proc/self/fd/' + fd)]))
+print(os.waitpid(pid, 0)[1])
+leave.set()
+ipc.close()
+""", moment)
+    out, err = process.communicate(timeout=60)
+    assert out == '0\n', err
+
+
+def test_a_config_that_is_given_is_not_changed_by_further_settings() -> None:
+    base = nodeipc.Config(retry=7)
+    one, two = IPC(base, id='one'), IPC(base, id='two')
+    assert (one.config.id, two.config.id, one.config.retry) == ('one', 'two', 7)
+    assert IPC(base).config is base
+    with pytest.raises(TypeError, match='must be a Config'):
+        IPC({'id': 'x'})  # type: ignore[arg-type]
