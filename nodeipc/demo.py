@@ -1,8 +1,8 @@
 """``python3 -m nodeipc demo``: a server process and a client process talk, over a Unix socket and then over TCP.
 
-The calling process is the stage: it starts the two, shows what they say as they say it, and ends them. It has no thread
-and leaves no process or file behind, however it ends. `_world` and `_hello`, at the end, are the two roles: what an
-application would write.
+The calling process is the stage: it starts the two, shows what they say as they say it, and ends them. It has no thread,
+and it leaves no process and no file behind when it is interrupted, terminated or fails. `_world` and `_hello`, at the
+end, are the two roles: what an application would write.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Iterator, List, Tuple, Union
+from typing import Any, Callable, Deque, Iterator, List, Optional, Tuple, Union
 
 from . import colors
 from .client import Client
@@ -39,11 +39,15 @@ _LABELS = {'demo': colors.data, 'world': colors.variable, 'hello': colors.good}
 
 
 def run() -> int:
-    """Show the demo on standard output; return 0, or 1 when a process failed or hung, with the reason on stderr."""
-    with _interrupts(signal.SIG_BLOCK), tempfile.TemporaryDirectory(prefix='nodeipc-demo-') as directory, \
+    """Show the demo on standard output; return 0, or 1 when a process failed or hung, with the reason on stderr.
+
+    For the main thread only, because it handles signals.
+    """
+    with _termination_raises(), _signals(signal.SIG_BLOCK), \
+            tempfile.TemporaryDirectory(prefix='nodeipc-demo-') as directory, \
             contextlib.closing(_Stage(directory)) as stage:
         try:
-            _play(stage, os.path.join(directory, ''))
+            _play(stage)
             code = 0
         except _Failure as failure:
             print(f'nodeipc demo: {failure}', file=sys.stderr)
@@ -52,24 +56,24 @@ def run() -> int:
         return code
 
 
-def _play(stage: _Stage, socket_root: str) -> None:
+def _play(stage: _Stage) -> None:
     stage.say(f'pid {os.getpid()} starts two processes, world and hello, which talk over a Unix socket')
-    world = stage.enter('world', 'unix', socket_root)
+    world = stage.enter('world')
     stage.wait_for(world, 'listening')
-    hello = stage.enter('hello', 'unix', socket_root)
+    hello = stage.enter('hello')
     unix = stage.wait_for(hello, 'round trip')
 
     stage.say('world is stopped and started again; hello finds it by itself')
     stage.exit(world)
-    world = stage.enter('world', 'unix', socket_root)
+    world = stage.enter('world')
     stage.wait_for(hello, 'round trip')
     stage.exit(hello)
     stage.exit(world)
 
     stage.say('the same over TCP')
-    world = stage.enter('world', 'tcp', '0')
+    world = stage.enter('world', port=0)
     _, port = stage.wait_for(world, 'listening')
-    hello = stage.enter('hello', 'tcp', str(port))
+    hello = stage.enter('hello', port=port)
     tcp = stage.wait_for(hello, 'round trip')
     stage.exit(hello)
     stage.exit(world)
@@ -85,7 +89,7 @@ class _Failure(Exception):
 
 
 class _Player:
-    """A child process, and what it wrote to stderr so far."""
+    """A child process, and what it wrote to stderr so far. It ends when its stdin does: when the stage says so or dies."""
 
     def __init__(self, role: str, process: subprocess.Popen[bytes]) -> None:
         self.role = role
@@ -103,8 +107,7 @@ class _Stage:
     """The child processes, and the one pipe that they all write to.
 
     Because it is one, what a process says in answer to another is shown after what it answers. A line is a JSON array:
-    who, what and a value; ``says`` is for the audience, everything else for the stage. On stdin a process gets a line
-    when it is to end; one whose stdin ends without it knows that the stage was killed.
+    who, what and a value; ``says`` is for the audience, everything else for the stage.
     """
 
     def __init__(self, directory: str) -> None:
@@ -132,15 +135,14 @@ class _Stage:
         """Show a line of the stage's own."""
         _show('demo', text)
 
-    def enter(self, role: str, transport: str, where: str) -> _Player:
-        """Start a process."""
+    def enter(self, role: str, port: Optional[int] = None) -> _Player:
+        """Start a process, on the Unix socket in the directory of the stage, or on a TCP port."""
         # It finds this very package, and its directory is an empty one, in which nothing can hide a module.
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         path = os.pathsep.join(filter(None, (package, os.environ.get('PYTHONPATH'))))
         try:
             process = subprocess.Popen(
-                (*_COMMAND, role, transport, where),
-                bufsize=0,
+                (*_COMMAND, role, self._directory, *([] if port is None else [str(port)])),
                 stdin=subprocess.PIPE,
                 stdout=self._children_pipe,
                 stderr=subprocess.PIPE,
@@ -172,12 +174,11 @@ class _Stage:
     def exit(self, player: _Player) -> None:
         """Have a process end, and show what is said until it has."""
         deadline = time.monotonic() + _STEP_SECONDS
-        with contextlib.suppress(BrokenPipeError):  # it is gone already, which its exit code will explain
-            player.stdin.write(b'stop\n')
+        player.stdin.close()
         while not player.gone:
             self._listen(deadline, f'{player} has not ended')
-        while self._heard:
-            self._show(self._heard.popleft())
+            while self._heard:
+                self._show(self._heard.popleft())
         if player.process.returncode != 0:
             raise _Failure(f'{player} ended with exit code {player.process.returncode}')
 
@@ -195,18 +196,17 @@ class _Stage:
     def _listen(self, deadline: float, complaint: str) -> None:
         """Wait until something is said or somebody is gone."""
         remaining = deadline - time.monotonic()
-        with _interrupts(signal.SIG_UNBLOCK):
+        with _signals(signal.SIG_UNBLOCK):
             ready = self._selector.select(remaining) if remaining > 0 else []
         if not ready:
             raise _Failure(f'{complaint} within {_STEP_SECONDS:g} s')
         for key, _ in ready:
             if key.data is not None:
                 self._read_errors(key.data)
-        # Last, so that of somebody who is gone everything has been read.
+        # Last, and all that the pipe can hold, so that of somebody who is gone everything has been read.
         with contextlib.suppress(BlockingIOError):
-            while True:
-                *lines, self._unfinished_line = (self._unfinished_line + os.read(self._pipe, 1 << 16)).split(b'\n')
-                self._heard.extend(tuple(json.loads(line)) for line in lines)
+            *lines, self._unfinished_line = (self._unfinished_line + os.read(self._pipe, 1 << 20)).split(b'\n')
+            self._heard.extend(tuple(json.loads(line)) for line in lines)
 
     def _read_errors(self, player: _Player) -> None:
         chunk = os.read(player.stderr.fileno(), 1 << 16)
@@ -218,14 +218,32 @@ class _Stage:
             player.gone = True
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @contextlib.contextmanager
-def _interrupts(how: signal.Sigmasks) -> Iterator[None]:
-    """Block or unblock Ctrl-C. The stage takes it only while it waits: starting and ending a process is never cut short."""
-    before = signal.pthread_sigmask(how, {signal.SIGINT})
+def _signals(how: signal.Sigmasks) -> Iterator[None]:
+    """Block or unblock Ctrl-C and the like. The stage takes them only while it waits, so never with half a child."""
+    before = signal.pthread_sigmask(how, _ENDING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _termination_raises() -> Iterator[None]:
+    """Have all of them end this process by an exception, as Ctrl-C does."""
+
+    def end(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show(who: str, text: str) -> None:
@@ -249,7 +267,7 @@ Say = Callable[..., None]
 Tell = Callable[[str, Any], None]
 
 
-def _world(ipc: IPC, transport: str, say: Say, tell: Tell) -> None:
+def _world(ipc: IPC, tcp: bool, say: Say, tell: Tell) -> None:
     """The server: it answers each message and broadcasts that it came."""
 
     def ready(server: Server) -> None:
@@ -274,12 +292,12 @@ def _world(ipc: IPC, transport: str, say: Say, tell: Tell) -> None:
         def disconnected() -> None:
             say(colors.notice, 'a client disconnected')
 
-    server = ipc.serve(ready) if transport == 'unix' else ipc.serve_net(ready)
+    server = ipc.serve_net(ready) if tcp else ipc.serve(ready)
     server.start()
     tell('listening', server.address)
 
 
-def _hello(ipc: IPC, transport: str, say: Say, tell: Tell) -> None:
+def _hello(ipc: IPC, tcp: bool, say: Say, tell: Tell) -> None:
     """The client: each time it is connected it says hello, and then measures how long a round trip takes."""
 
     def ready(world: Client) -> None:
@@ -315,18 +333,19 @@ def _hello(ipc: IPC, transport: str, say: Say, tell: Tell) -> None:
         def disconnect() -> None:
             say(colors.notice, 'disconnected from world')
 
-    if transport == 'unix':
-        ipc.connect_to('world', ready)
-    else:
+    if tcp:
         ipc.connect_to_net('world', ready)
+    else:
+        ipc.connect_to('world', ready)
 
 
 def _readable(address: Union[str, Tuple[str, int]]) -> str:
     return address if isinstance(address, str) else '{}:{}'.format(*address)
 
 
-def _main(role: str, transport: str, where: str) -> None:
-    """Play a role in a child process until the stage ends it, or has been killed."""
+def _main(role: str, directory: str, port: str = '') -> None:
+    """Play a role in a child process until stdin ends."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
     def tell(what: str, value: Any) -> None:
         os.write(1, json.dumps([role, what, value]).encode() + b'\n')  # one write: lines never mix
@@ -335,18 +354,13 @@ def _main(role: str, transport: str, where: str) -> None:
         ipc.log(theme(text, force=True), *values)  # the stage takes the colours out if it has no terminal
 
     ipc = IPC(id=role, retry=_RETRY_MILLISECONDS, log_in_color=True, logger=lambda line: tell('says', line))
-    if transport == 'unix':
-        ipc.config.socket_root = where
-    else:
-        ipc.config.network_port = int(where)
+    ipc.config.socket_root = os.path.join(directory, '')
+    if port:
+        ipc.config.network_port = int(port)
     with ipc:
-        {'world': _world, 'hello': _hello}[role](ipc, transport, say, tell)
-        told = sys.stdin.readline()
-        if told:
-            say(colors.notice, 'stopping')
-    if not told:
-        with contextlib.suppress(OSError):  # the other one is still there, and will do it
-            os.rmdir(os.getcwd())
+        {'world': _world, 'hello': _hello}[role](ipc, bool(port), say, tell)
+        sys.stdin.read()
+        say(colors.notice, 'stopping')
 
 
 if __name__ == '__main__':

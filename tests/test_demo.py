@@ -75,6 +75,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
                 'PYTHONDEVMODE': '1',
                 'PYTHONWARNINGS': 'error',
                 'PYTHONIOENCODING': 'utf-8',
+                'PYTHONUNBUFFERED': '',  # no help from outside
                 **environment,
             },
             start_new_session=True,
@@ -106,7 +107,7 @@ def check_conversation(lines: List[str]) -> None:
         'hello │ got a broadcast from world : somebody said hello',
         r'hello │ 1,000 pings there and back, median : \d+ µs',
     ]
-    goodbye = ['hello │ stopping', 'world │ a client disconnected', 'world │ stopping']
+    goodbye = ['hello │ stopping', 'world │ stopping']
     in_order(
         lines,
         r'demo  │ pid \d+ starts .* Unix socket',
@@ -126,6 +127,7 @@ def check_conversation(lines: List[str]) -> None:
         *goodbye,
     )
     assert lines.count('hello │ disconnected from world') == 3
+    assert lines.count('world │ a client disconnected') == 3
     assert len(set(re.findall(r'^\S+ *│ pid \d+', '\n'.join(lines), re.MULTILINE))) == 6  # each process says it once
     assert re.fullmatch(r'demo  │ done: .* \d+ µs over the Unix socket and \d+ µs over TCP .*1,000.*', lines[-1])
 
@@ -153,7 +155,7 @@ def test_on_a_terminal_the_demo_is_in_colour(start: Any) -> None:
     os.close(controller)
     assert (process.communicate(timeout=SECONDS)[1], process.returncode) == ('', 0)
     text = shown.decode()
-    assert '\x1b[34mgot a message : \x1b[0m'.replace(' : ', ' :') in text  # the roles' own colours
+    assert '\x1b[34mgot a message :\x1b[0m hello' in text  # the roles' own colours
     assert '\x1b[36mworld │\x1b[0m' in text  # and those of the labels
     check_conversation(COLOR.sub('', text).splitlines())
 
@@ -184,12 +186,25 @@ def test_ctrl_c_ends_the_demo_quietly(moment: str, start: Any) -> None:
     assert process.returncode == 130
 
 
-def test_a_demo_that_is_killed_takes_its_processes_and_files_with_it(start: Any, temporary: Path) -> None:
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_terminated_ends_as_tidily(number: signal.Signals, start: Any) -> None:
+    process = start()
+    assert any('connected to world' in line for line in process.stdout)
+    process.send_signal(number)
+    assert process.communicate(timeout=SECONDS)[1] == ''
+    assert process.returncode == 128 + number
+
+
+def test_a_demo_that_is_killed_takes_its_processes_with_it(start: Any, temporary: Path) -> None:
     process = start()
     assert any('connected to world' in line for line in process.stdout)
     assert len(processes(temporary)) in (0, 3)  # 0: not told
     process.kill()
-    eventually(lambda: list(temporary.iterdir()) == [])
+    process.wait()
+    eventually(lambda: not processes(temporary))
+    (directory,) = temporary.iterdir()
+    assert list(directory.iterdir()) == []  # the socket file is gone too
+    directory.rmdir()
 
 
 def test_a_reader_that_leaves_ends_the_demo_quietly(start: Any) -> None:
@@ -204,7 +219,7 @@ def test_a_child_that_fails_is_heard(start: Any, temporary: Path) -> None:
     long = temporary / ('too-long-for-a-socket-path-' * 4)
     long.mkdir()
     process = start(TMPDIR=str(long))
-    output, errors = process.communicate(timeout=SECONDS)
+    errors = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == 1
     assert re.match(r'nodeipc demo: world \(pid \d+\) ended with exit code 1, but had more to do\n', errors)
     assert 'OSError: ' in errors
@@ -219,15 +234,14 @@ def act(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
 
     def run(program: str, seconds: float = SECONDS) -> int:
         prelude = '''
-import json, os, sys, time
+import json, os, select, sys, time
 role = sys.argv[1]
 def tell(what, value):
     os.write(1, json.dumps([role, what, value]).encode() + b'\\n')
 def play():
     tell('listening', ['nowhere', 0])
-    tell('round trip', 0.000061)
-    tell('round trip', 0.000061)
-    sys.stdin.readline()
+    while not select.select([0], [], [], 0.01)[0]:  # the end of stdin
+        tell('round trip', 0.000061)
 '''
         monkeypatch.setattr(demo, '_COMMAND', (sys.executable, '-S', '-c', prelude + program))
         monkeypatch.setattr(demo, '_STEP_SECONDS', seconds)
@@ -244,7 +258,7 @@ def test_a_child_that_hangs_is_given_up(act: Any, capsys: pytest.CaptureFixture[
 
 
 def test_a_child_that_chatters_for_ever_is_given_up(act: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert act('while True: tell("says", "patience"); time.sleep(0.01)', seconds=0.5) == 1
+    assert act('while True: tell("says", "patience")', seconds=0.5) == 1
     output, errors = capsys.readouterr()
     assert 'has not come to' in errors
     assert 'world │ patience\n' in output
@@ -288,10 +302,22 @@ def test_an_output_without_our_characters_gets_others(act: Any) -> None:
     assert '61 us over the Unix socket and 61 us over TCP' in lines[-1]
 
 
-def test_a_demo_leaves_ctrl_c_as_it_was(act: Any) -> None:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    assert act('play()') == 0
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+def test_a_demo_leaves_signals_as_they_were(act: Any) -> None:
+    def handle(number: int, frame: Any) -> None:
+        pass
+
+    before = {number: signal.signal(number, handler) for number, handler in (
+        (signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, handle)
+    )}
+    try:
+        assert act('play()') == 0
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(before)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is handle
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_the_command_line_without_a_command_helps(capsys: pytest.CaptureFixture[str]) -> None:
@@ -317,10 +343,8 @@ def test_wrong_usage_is_exit_code_2(arguments: List[str], capsys: pytest.Capture
     assert capsys.readouterr().err.startswith('usage: nodeipc ')
 
 
-def test_a_system_error_is_one_line(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(**arguments: Any) -> None:
+def test_a_system_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*arguments: Any) -> None:
         raise OSError(28, 'No space left on device', '/tmp/x')
 
     monkeypatch.setattr(tempfile, 'mkdtemp', fail)
