@@ -223,6 +223,7 @@ class Client(Role, Owner):
     def _begin_goodbye(self) -> None:
         with self._changed:
             first, self._closing = not self._closing, True
+            self._strand.deliver = self._drop
             self._connection = None
             self._changed.notify_all()
         self._removed(self)
@@ -359,7 +360,6 @@ class Client(Role, Owner):
         self._retry_timer = self._reactor.call_later(delay / 1000, self._attempt)
 
     def _goodbye(self) -> None:
-        self._strand.deliver = self._drop
         if self._destroyed:
             return
         if self._socket is not None:

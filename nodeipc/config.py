@@ -11,6 +11,7 @@ import socket
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
 
 from .errors import ConfigError
+from .log import to_stdout
 
 Check = Callable[[Any], Optional[str]]
 
@@ -170,7 +171,7 @@ _FIELDS: Dict[str, _Field] = {
         'handler threads, at most (min(8, cores + 4)); 0: handlers on the reactor thread',
     ),
     'silent': _Field(_constant(False), _flag, 'ipc.log prints nothing'),
-    'logger': _Field(_constant(print), _function, 'what ipc.log prints with'),
+    'logger': _Field(_constant(to_stdout), _function, 'what ipc.log prints a line with (standard output)'),
     'log_in_color': _Field(_constant(None), _flag_or_none, 'colour in ipc.log; None: on a terminal only'),
     'log_depth': _Field(_constant(5), _count_or_none, 'levels of nested values that ipc.log shows'),
     'log_payloads': _Field(_constant(False), _flag, 'ipc.log every event that is sent or received'),

@@ -7,11 +7,25 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from typing import Any, Iterable, Optional
 
 from .colors import supports_color, variable
 
 logger = logging.getLogger('nodeipc')
+
+def to_stdout(line: str) -> None:
+    """Print a line at once and in one piece, on a pipe too, and with escapes for what the output cannot show."""
+    output = sys.stdout
+    if output is None:  # pythonw
+        return
+    try:
+        output.write(line + '\n')
+    except UnicodeEncodeError:
+        encoding = output.encoding or 'ascii'
+        output.write(line.encode(encoding, 'backslashreplace').decode(encoding) + '\n')
+    output.flush()
+
 
 _ANSI = re.compile(r'\x1b\[[0-9;]*m')
 

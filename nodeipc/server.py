@@ -95,13 +95,10 @@ class Socket(Owner):
 
         Events that have arrived from it and were not handled yet are dropped.
         """
-        self._connection.call(self._goodbye)
+        self._strand.deliver = self._drop
+        self._connection.call(self._connection.begin_close)
 
     # Reactor thread
-
-    def _goodbye(self) -> None:
-        self._strand.deliver = self._drop
-        self._connection.begin_close()
 
     def _stop(self) -> None:
         """Say goodbye after what has arrived is handled and answered."""
@@ -460,7 +457,7 @@ class Server(Role):
         self._hurried = True
         for socket in self.sockets:
             if error is None:
-                socket._goodbye()
+                socket.close()
             else:
                 socket._connection.abort(error)
         self._stop_if_finished()

@@ -373,7 +373,7 @@ def test_flush_tells_of_what_was_lost_before_it_was_called(pair: Any) -> None:
 
 
 def test_a_broadcast_does_not_cut_off_a_client_that_reads_slowly(pair: Any) -> None:
-    world = pair(max_pending_bytes=1, stall_timeout=150)
+    world = pair(max_pending_bytes=1, stall_timeout=800)
     log = Log()
     world.server.on('*', log)
     world.start()
@@ -382,15 +382,16 @@ def test_a_broadcast_does_not_cut_off_a_client_that_reads_slowly(pair: Any) -> N
     done = threading.Event()
 
     def read_slowly() -> None:
-        received = b''
-        while not received.endswith(b'"}\f'):
-            received = slow.recv(400_000)
-            time.sleep(0.05)  # slower in all than the stall timeout, and never as slow at once
-        done.set()
+        chunk = b'begin'
+        while chunk and not chunk.endswith(b'"}\f'):
+            chunk = slow.recv(400_000)
+            time.sleep(0.03)  # slower in all than the stall timeout, and never as slow at once
+        if chunk:
+            done.set()
 
     reader = threading.Thread(target=read_slowly)
     reader.start()
-    world.server.broadcast('block', 'x' * 10_000_000)
+    world.server.broadcast('block', 'x' * 20_000_000)
     reader.join(60)
     assert done.is_set()
     assert log.of('error') == []
@@ -425,20 +426,28 @@ def test_a_client_that_comes_back_does_not_read_ahead_of_a_handler_that_is_stuck
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        client = make(retry=1).connect_to('flood', path)
-        client.on('a', lambda: gate.wait(30))
-        for _ in range(20):
+        ipc = make(retry=1, stall_timeout=100)
+        client = ipc.connect_to('flood', path, lambda client: client.on('a', lambda: gate.wait(30)))
+        reading = True
+        connections = 0
+        while reading and connections < 40:
             peer, _ = listener.accept()
+            connections += 1
             with peer:
-                peer.settimeout(0.05)
+                peer.settimeout(1)
+                peer.sendall(b'{"type":"a"}\f' * 4000 + b'x\f')  # which ends the connection as soon as it is read
                 try:
-                    while True:
-                        peer.sendall(b'{"type":"a"}\f' * 4000)
-                except OSError:
-                    pass  # it reads no more
-        assert client.stats()['bytes_in'] < MIB
-        gate.set()
-        client.disconnect()
+                    while peer.recv(100):
+                        pass
+                except socket.timeout:
+                    reading = False
+                except ConnectionResetError:
+                    pass
+                if not reading:
+                    assert client.stats()['bytes_in'] < MIB
+                    gate.set()
+                    client.disconnect()
+        assert not reading
     os.unlink(path)
 
 

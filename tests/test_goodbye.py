@@ -208,7 +208,7 @@ def test_socket_close_delivers_what_was_emitted_and_drops_what_was_not_handled(p
             client.emit('message', number)
     log.wait('destroy')
     assert [data[0] for (data,) in log.of('last')] == list(range(20))
-    assert handled[:3] == [1, 2, 3]
+    assert handled == [1, 2, 3]
 
 
 def test_a_handler_may_disconnect_its_own_client(pair: Any) -> None:
@@ -438,5 +438,4 @@ def test_nothing_is_handled_after_a_handlers_disconnect(pair: Any) -> None:
         else:
             client.connect_to_net('world', *world.server.address, register)
         log.wait('destroy')
-        assert handled[0] == 0
-        assert len(handled) <= 2  # the reactor thread may take one event's time to hear of it
+        assert handled == [0]
