@@ -35,7 +35,7 @@ lint: .venv-lint/installed
 
 .venv-lint/installed:
 	$(PYTHON) -m venv .venv-lint
-	.venv-lint/bin/python $(PIP) install ruff mypy
+	.venv-lint/bin/python $(PIP) install ruff==0.17.6 mypy==2.4.1
 	@touch $@
 
 # Every CPython from 3.8 up on PATH or under pyenv, each in an environment of its own.
