@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,11 @@ import pytest
 import nodeipc
 
 _SECONDS = 20.0
+
+# Started in the background (make test &, nohup make test), we and our children would ignore signals that tests send.
+for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, _default)
 
 
 def eventually(predicate: Callable[[], Any], timeout: float = _SECONDS) -> Any:
