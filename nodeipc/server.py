@@ -16,6 +16,7 @@ from .address import Address, Peer, TCPAddress, adopt, listen, peer_of, public
 from .config import Config, seconds
 from .connection import Connection, Owner, log_level
 from .deadline import NEVER, Deadline
+from .definitions import Definitions
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
 from .events import Handler, max_positional
@@ -124,41 +125,6 @@ class Socket(Owner):
 
     def _report_failure(self, error: Exception) -> None:
         self._server._report(error, self, level=log_level(error))
-
-
-class EventDescriptions(Dict[str, Any]):
-    """Descriptions of events by name, as items or attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f'no description of an event {name!r}') from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
-
-    def __delattr__(self, name: str) -> None:
-        try:
-            del self[name]
-        except KeyError:
-            raise AttributeError(f'no description of an event {name!r}') from None
-
-
-class Definitions:
-    """What a server says of itself: the events it listens for, and those it broadcasts.
-
-    >>> define = Definitions()
-    >>> define.listen.message = 'a string'
-    >>> define.listen
-    {'message': 'a string'}
-    """
-
-    __slots__ = ('broadcast', 'listen')
-
-    def __init__(self) -> None:
-        self.listen = EventDescriptions()
-        self.broadcast = EventDescriptions()
 
 
 class Server(Role):
