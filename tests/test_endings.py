@@ -222,11 +222,13 @@ def test_an_interrupted_wake_up_does_not_deafen_the_reactor(make: Any) -> None:
     ipc.serve().start()
     reactor = ipc._engine.reactor
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
+    class Interrupted:
+        def send(self, data: bytes) -> int:
+            raise KeyboardInterrupt
 
     real = reactor._wake_out
-    reactor._wake_out = Interrupting(real, interrupt)
+    eventually(lambda: not reactor._awake)
+    reactor._wake_out = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         reactor.call(lambda: None)
     reactor._wake_out = real

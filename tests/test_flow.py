@@ -474,3 +474,23 @@ def test_clients_that_went_count_until_their_events_are_handled(pair: Any) -> No
     eventually(lambda: not world.server._unfinished)
     with world.raw():
         log.wait('connect', 4)
+
+
+def test_a_broadcast_cuts_off_a_client_that_reads_for_a_while_and_then_stops(pair: Any) -> None:
+    world = pair(max_pending_bytes=1, stall_timeout=300)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    tired = world.raw()
+    log.wait('connect')
+
+    def read_some() -> None:
+        for _ in range(20):
+            tired.recv(400_000)
+
+    reader = threading.Thread(target=read_some)
+    reader.start()
+    world.server.broadcast('block', 'x' * 40_000_000)
+    reader.join(20)
+    assert log.wait('error')[0][0].code == 'ERR_IPC_BACKPRESSURE'
+    tired.close()
