@@ -231,6 +231,15 @@ def test_once_is_once_with_many_threads(emitter: Plain) -> None:
         assert calls == [1]
 
 
+def test_once_is_once_for_two_dispatches_that_began_together(emitter: Plain) -> None:
+    calls: List[Any] = []
+    emitter.once('x', calls.append)
+    began = dict(emitter._handlers)
+    emitter._dispatch(began, 'x', (1,))
+    emitter._dispatch(began, 'x', (2,))
+    assert calls == [1]
+
+
 def test_a_handler_that_raises_is_reported_and_the_others_are_called(
     emitter: Plain, caplog: pytest.LogCaptureFixture
 ) -> None:

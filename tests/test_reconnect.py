@@ -424,6 +424,27 @@ def test_connect_handlers_are_called_once_per_connection_however_they_race(pair:
         assert len(calls.events) == 5
 
 
+def test_a_connect_handler_that_is_added_between_connections_is_called_for_the_next_only(pair: Any) -> None:
+    world = pair()
+    accepted, calls = Log(), Log()
+    world.server.on('*', accepted)
+    world.start()
+    gate, busy = threading.Event(), threading.Event()
+    client = world.connect()
+    client.on('wait', lambda: (busy.set(), gate.wait(20)))
+    ((first,),) = accepted.wait('connect')
+    first.emit('wait')
+    assert busy.wait(20)
+    first.close()  # disconnect and the next connect queue up behind the handler
+    accepted.wait('connect', 2)
+    assert client.wait_connected(20)
+    client.on('connect', functools.partial(calls, 'connect'))
+    gate.set()
+    calls.wait('connect')
+    client.disconnect()
+    assert calls.events == [('connect',)]
+
+
 def test_wait_connected_tells(pair: Any) -> None:
     world = pair()
     client = world.connect() if world.transport == 'unix' else None
