@@ -494,3 +494,28 @@ def test_a_broadcast_cuts_off_a_client_that_reads_for_a_while_and_then_stops(pai
     reader.join(20)
     assert log.wait('error')[0][0].code == 'ERR_IPC_BACKPRESSURE'
     tired.close()
+
+
+def test_workers_0_no_other_handler_runs_while_one_waits(make: Any) -> None:
+    ipc = make(workers=0)
+    log = Log()
+    server = ipc.serve()
+
+    @server.on('wait')
+    def wait() -> None:
+        log('begin')
+        ipc.connect_to('nobody').wait_connected(0.3)
+        log('end')
+
+    server.on('ping', lambda: log('ping'))
+    server.start()
+    first, second = make(id='first').connect_to('world'), make(id='second').connect_to('world')
+    second.emit('ping')
+    log.wait('ping')
+    first.emit('wait')
+    log.wait('begin')
+    second.emit('ping')
+    eventually(lambda: server.stats()['messages_in'] == 3)  # read, that is, while the handler waits
+    assert log.events == [('ping',), ('begin',)]
+    log.wait('ping', 2)
+    assert log.events == [('ping',), ('begin',), ('end',), ('ping',)]
