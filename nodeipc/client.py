@@ -23,6 +23,7 @@ from .errors import EmitTimeout, NotConnectedError
 from .events import F, Handler, Registration
 from .log import logger
 from .reactor import Timer
+from .reentry import calls_out
 from .role import Log, Role
 from .wire import NO_DATA
 from .workers import Strand
@@ -61,7 +62,7 @@ class Client(Role, Owner):
         # Guarded by _changed; Connection._lock is not taken inside it.
         self._connection: Optional[Connection] = None
         self._closing = False
-        self._started = False
+        self._in_callback: Optional[int] = None  # the thread that runs the callback of connect_to
         self._destroyed = False
         self._finished = False  # destroyed, and the handlers have run
         self._last_error: Optional[Exception] = None  # written by the reactor thread, without the lock
@@ -95,6 +96,7 @@ class Client(Role, Owner):
     def __enter__(self) -> Client:
         return self
 
+    @calls_out
     def __exit__(self, *exc_info: Any) -> None:
         self.disconnect()
 
@@ -171,6 +173,7 @@ class Client(Role, Owner):
 
         Raises `NotConnectedError` if the client is destroyed.
         """
+        self._check_callback()
         with self._changed:
             self._reactor.wait_for(self._changed, self._is_settled, timeout)
             if self._destroyed or self._closing:
@@ -187,7 +190,11 @@ class Client(Role, Owner):
             batch.leave(timeout)
         connection = self._socket
         if connection is not None:
-            connection.flush(timeout)
+            try:
+                connection.flush(timeout)
+            except NotConnectedError:
+                with self._changed:  # until what was lost is counted, and told of once
+                    self._reactor.wait_for(self._changed, lambda: self._socket is not connection, timeout)
         with self._changed:
             lost, self._lost = self._lost, 0
         if lost:
@@ -217,7 +224,7 @@ class Client(Role, Owner):
     # For the facade
 
     def _start(self) -> None:
-        self._started = True
+        self._in_callback = None
         self._reactor.call(self._attempt)
 
     def _begin_goodbye(self) -> None:
@@ -257,11 +264,7 @@ class Client(Role, Owner):
                 if connection.send(frame, deadline.remaining, messages):
                     return
                 self._detach(connection)
-            if not self._started:
-                raise NotConnectedError(
-                    f'{self} begins to connect when the callback of connect_to has returned; emit after that, or in a '
-                    "handler of 'connect'"
-                )
+            self._check_callback()
             with self._changed:
                 settled = self._reactor.wait_for(self._changed, self._is_settled, deadline.remaining)
                 if self._destroyed or self._closing:
@@ -272,6 +275,13 @@ class Client(Role, Owner):
                         f'{self}: no connection within {timeout} s, nothing was sent; is the server running?{why}'
                     )
                 connection = self._connection
+
+    def _check_callback(self) -> None:
+        if self._in_callback == threading.get_ident():
+            raise NotConnectedError(
+                f'{self} begins to connect when the callback of connect_to has returned; emit or wait after that, or in a '
+                "handler of 'connect'"
+            )
 
     def _is_settled(self) -> bool:
         return self._connection is not None or self._destroyed or self._closing
@@ -340,6 +350,7 @@ class Client(Role, Owner):
         with self._changed:
             self._socket = None
             self._lost += connection.pending
+            self._changed.notify_all()
             _add(self._past, connection)
         self._strand.post(self._announce, False)
         if self._closing:

@@ -94,10 +94,10 @@ class Connection(Owned):
         self._max_pending = max_pending
         self._stall = stall_timeout
 
-        # Guards everything that sending touches: _open and what follows it down to the two counters, and
-        # each write to the socket, so that frames never interleave. Held for a non-blocking write at most, never while
-        # code of the application runs; the reactor takes it. No other lock is taken inside it.
-        # Re-entrant so that code which interrupts its holder (a signal handler, __del__) finds _writing and not itself.
+        # Guards everything that sending touches: _writing and what follows it down to the two counters, and each write to
+        # the socket, so that frames never interleave. Held for a non-blocking write at most, never while code of the
+        # application runs; the reactor takes it. No other lock is taken inside it. It is re-entrant so that code which
+        # interrupts its holder (a signal handler, __del__) finds _writing set and does not wait for itself.
         self._lock = threading.RLock()
         self._writing = False
         self._open = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Optional
 
@@ -22,7 +23,7 @@ class Deadline:
     @property
     def remaining(self) -> Optional[float]:
         """Seconds that are left, as the standard library's waits take them."""
-        return None if self._end is None else max(0.0, self._end - time.monotonic())
+        return None if self._end is None else min(max(0.0, self._end - time.monotonic()), threading.TIMEOUT_MAX)
 
     def sooner(self, other: Deadline) -> Deadline:
         """Return whichever of the two comes first."""

@@ -5,13 +5,12 @@ Made when the first endpoint needs it; a closed instance makes a new one when it
 
 from __future__ import annotations
 
-import sys
 import threading
-from types import FrameType
-from typing import Dict, Optional
+from typing import Dict
 
 from .deadline import NEVER, Deadline
 from .reactor import Reactor
+from .reentry import has_interrupted_us
 from .workers import Workers
 
 
@@ -53,7 +52,7 @@ class Engine:
 
         Either would wait for itself.
         """
-        return self.workers.inside or _has_interrupted_us(sys._getframe(1))
+        return self.workers.inside or has_interrupted_us()
 
     def close(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
         """Say goodbye for every endpoint, then end the threads. Several threads may; one that is interrupted may again.
@@ -69,25 +68,9 @@ class Engine:
                 endpoint._wait_goodbye(deadline, handlers)
         self.workers.close(deadline.sooner(handlers))
         self.reactor.stop()
-        self.closed.set()
 
     def abandon(self) -> None:
         """In a child made by fork, which has none of the threads: close the descriptors."""
         self.reactor.abandon()
         for endpoint in list(self.endpoints):
             endpoint._abandon()
-
-
-def _has_interrupted_us(frame: Optional[FrameType]) -> bool:
-    """Whether the stack has this library's frames below the caller's own, with the application's in between.
-
-    A signal handler, or a ``__del__`` that the collector calls, runs on top of whatever it interrupts.
-    """
-    package = __name__.partition('.')[0] + '.'
-    ours, changes = True, 0
-    while frame is not None and changes < 2:
-        if ours != frame.f_globals.get('__name__', '').startswith(package):
-            ours = not ours
-            changes += 1
-        frame = frame.f_back
-    return changes == 2

@@ -10,6 +10,7 @@ import threading
 from typing import Any, Callable, Dict, Optional, Tuple, TypeVar, overload
 
 from .log import logger
+from .reentry import calls_out
 
 Handler = Callable[..., Any]
 F = TypeVar('F', bound=Handler)
@@ -18,6 +19,15 @@ ANY = '*'
 
 _CO_VARARGS = 0x04
 _CO_COROUTINE = 0x80
+
+
+@calls_out
+def call_back(callback: Handler, argument: Any) -> None:
+    """Call a callback, with `argument` if it takes one."""
+    if max_positional(callback) == 0:
+        callback()
+    else:
+        callback(argument)
 
 
 class Registration:
@@ -153,6 +163,7 @@ class Emitter:
             for registration in handlers.get(type, ()):
                 self._call(type, registration, arguments)
 
+    @calls_out
     def _call(self, event: str, registration: Registration, arguments: Tuple[Any, ...]) -> None:
         if registration.once and not self._take(event, registration):
             return

@@ -18,8 +18,9 @@ from .config import Config
 from .deadline import NEVER, Deadline
 from .engine import Endpoint, Engine
 from .errors import NotConnectedError
-from .events import Handler, max_positional
+from .events import Handler, call_back
 from .log import render
+from .reentry import calls_out
 from .server import Server
 
 # How long the interpreter's exit waits for handlers that are still running.
@@ -102,6 +103,7 @@ class IPC:
     def __enter__(self) -> IPC:
         return self
 
+    @calls_out
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
 
@@ -158,6 +160,7 @@ class IPC:
         host, port, callback = _in_order('connect_to_net', (host, port, callback), (str, int, _CALLBACK))
         return self._connect(id, self._net(host, port), callback)
 
+    @calls_out
     def disconnect(self, id: str) -> None:
         """Say goodbye to a server: what was emitted is delivered, then the client is closed and leaves `of`.
 
@@ -167,6 +170,7 @@ class IPC:
         if client is not None:
             client.disconnect()
 
+    @calls_out
     def log(self, *values: Any) -> None:
         """Print `values`, joined by spaces, with ``config.logger``, unless ``config.silent``."""
         config = self.config
@@ -202,7 +206,11 @@ class IPC:
             return
         if engine.must_not_wait:
             closing = (engine, Deadline(timeout))
-            threading.Thread(target=self._close, args=closing, name='nodeipc-close', daemon=True).start()
+            try:
+                threading.Thread(target=self._close, args=closing, name='nodeipc-close', daemon=True).start()
+            except RuntimeError:
+                if not engine.closing:  # else the interpreter is ending, and closing it already
+                    raise
         else:
             self._close(engine, Deadline(timeout))
 
@@ -213,7 +221,9 @@ class IPC:
         with self._lock:
             if self._engine is engine:  # until now, so that whoever waits or closes meanwhile waits for the same end
                 self._engine = None
+                self._clients.clear()  # of those that destroyed themselves
             _open_instances.pop(engine, None)
+        engine.closed.set()
 
     def _serve(self, address: Address, callback: Optional[Handler], sock: Any) -> Server:
         if isinstance(address, UnixAddress):
@@ -231,11 +241,15 @@ class IPC:
 
     def _detach(self, endpoint: Endpoint) -> None:
         """Undo `_attach` after a failure; an engine that nobody uses is closed."""
-        engine = self._engine
-        if engine is not None:
+        with self._lock:
+            engine = self._engine
+            if engine is None:
+                return
             engine.endpoints.pop(endpoint, None)
-            if not engine.endpoints and not engine.must_not_wait:
-                self._close(engine, NEVER)
+            if engine.endpoints or engine.must_not_wait:
+                return
+            engine.closing = True  # before another thread can attach to it
+        self._close(engine, NEVER, Deadline(0))
 
     def _running(self) -> Engine:
         engine = self._engine
@@ -260,7 +274,9 @@ class IPC:
                 raise ValueError(f'{old} is in use; disconnect it before you give its id to {address}')
         if callback is not None:
             try:
-                callback(*(() if max_positional(callback) == 0 else (client,)))
+                if old is None:
+                    client._in_callback = threading.get_ident()
+                call_back(callback, client)
             except BaseException:
                 if old is None:
                     client.disconnect()

@@ -19,8 +19,9 @@ from .deadline import NEVER, Deadline
 from .definitions import Definitions
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
-from .events import Handler, max_positional
+from .events import Handler, call_back, max_positional
 from .log import logger
+from .reentry import calls_out
 from .role import Log, Role
 from .wire import NO_DATA
 from .workers import Strand
@@ -148,8 +149,9 @@ class Server(Role):
         self._asked = address
         self._attach = attach
         self._detach = detach
+        if callback is not None:
+            max_positional(callback)  # raises for what cannot be called
         self._callback = callback
-        self._callback_arguments = 1 if callback is None or max_positional(callback) != 0 else 0
         self._given = sock
 
         #: Descriptions of events, sent to whoever emits ``get.events.listening`` or ``get.events.broadcasting``.
@@ -181,6 +183,7 @@ class Server(Role):
         self.start()
         return self
 
+    @calls_out
     def __exit__(self, *exc_info: Any) -> None:
         self.stop()
 
@@ -220,7 +223,7 @@ class Server(Role):
                 engine = self._attach(self)
                 self._where = listener.address
                 if self._callback is not None:
-                    self._callback(*(self,)[:self._callback_arguments])
+                    call_back(self._callback, self)
                 with self._changed:
                     if self._state != 'starting' or self._starts != run:
                         raise RuntimeError(f'{self} was stopped while it was starting')
@@ -459,10 +462,10 @@ class Server(Role):
         with self._changed:
             if self._starts != starts or self._state != 'stopping':
                 return
+            if self._engine is not None:
+                self._engine.endpoints.pop(self, None)  # before the next start can attach it again
             self._state = 'stopped'
             self._changed.notify_all()
-        if self._engine is not None:
-            self._engine.endpoints.pop(self, None)
 
     def _report_accept_error(self, error: OSError) -> None:
         self._accept_error_queued = False

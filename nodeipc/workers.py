@@ -199,8 +199,9 @@ class Strand:
                     self._scheduled = False
                     self._load = 0
                     drained, self._full = self._full, False
-                if drained and self.on_drained is not None:
-                    self.on_drained()
+                on_drained = self.on_drained  # once: the reactor thread may take it away
+                if drained and on_drained is not None:
+                    on_drained()
                 return
             try:
                 if item[0].__class__ is str:

@@ -415,3 +415,128 @@ def test_a_config_that_is_given_is_not_changed_by_further_settings() -> None:
     assert IPC(base).config is base
     with pytest.raises(TypeError, match='must be a Config'):
         IPC({'id': 'x'})  # type: ignore[arg-type]
+
+
+def test_a_handler_may_close_another_instance_and_use_it_again(make: Any) -> None:
+    one, other = make(id='one'), make(id='other')
+    log = Log()
+
+    def swap() -> None:
+        other.close()
+        log('closed', other.wait(0))
+        other.serve().start()
+        log('served')
+
+    other.serve().start()
+    one.serve().on('swap', swap)
+    one.server.on('error', lambda error: log('error', error))
+    one.server.start()
+    one.connect_to('one').emit('swap')
+    log.wait('served')
+    assert log.events == [('closed', True), ('served',)]
+
+
+def test_a_subclass_that_wraps_close_still_waits(make: Any) -> None:
+    class Mine(IPC):
+        def close(self, timeout: Any = None) -> None:
+            super().close(timeout)
+
+    before = threading.active_count()
+    with Mine(id='world') as ipc:
+        ipc.serve().start()
+        ipc.connect_to('world').emit('message')
+    assert threading.active_count() == before
+    assert ipc.wait(0) is True
+
+
+def test_after_wait_the_instance_can_be_used_again(make: Any) -> None:
+    ipc = make(id='world')
+    for _ in range(20):
+        ipc.serve().on('quit', lambda: ipc.close())
+        ipc.server.start()
+        client = ipc.connect_to('world')
+        client.emit('quit')
+        assert ipc.wait(20) is True
+        assert 'world' not in ipc.of
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_process_that_is_forked_in_a_handler_delivers_what_it_emits(make: Any) -> None:
+    got: List[Any] = []
+    server = make(id='world').serve()
+    server.on('number', got.append)
+    server.start()
+    process = script("""
+import os, threading, warnings, nodeipc
+warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
+ipc = nodeipc.IPC(id='parent')
+done = threading.Event()
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        with nodeipc.IPC(id='child') as mine:
+            client = mine.connect_to('world')
+            for number in range(5000):
+                client.emit('number', number)
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1], flush=True)
+    done.set()
+ipc.serve().on('fork', fork)
+ipc.server.start()
+ipc.connect_to('parent').emit('fork')
+done.wait()
+ipc.close()
+""")
+    out, err = process.communicate(timeout=60)
+    assert out == '0\n', err
+    eventually(lambda: len(got) == 5000)
+    assert got == list(range(5000))
+
+
+def test_a_failed_start_does_not_wait_for_a_handler_that_never_returns(make: Any) -> None:
+    ipc = make(id='world')
+    started, gate = threading.Event(), threading.Event()
+    server = ipc.serve()
+    server.on('hang', lambda: (started.set(), gate.wait(30)))
+    server.start()
+    client = make(id='client', stop_retrying=True).connect_to('world')
+    client.emit('hang')
+    assert started.wait(20)
+    server.stop(0.1)
+    with pytest.raises(OSError, match='directory does not exist'):
+        ipc.serve('/no/such/directory/x').start()
+    assert not gate.is_set()
+    gate.set()
+
+
+def test_a_thread_may_emit_while_another_is_in_the_callback(make: Any) -> None:
+    ipc = make(id='world')
+    got = Log()
+    ipc.serve().on('*', got)
+    ipc.server.start()
+    entered, emitting = threading.Event(), threading.Event()
+
+    def slow(client: Any) -> None:
+        with pytest.raises(NotConnectedError, match='callback'):
+            client.wait_connected(0)
+        entered.set()
+        emitting.wait(20)
+
+    def emit() -> None:
+        entered.wait(20)
+        emitting.set()
+        ipc.of.world.emit('message', 1)
+
+    other = threading.Thread(target=emit)
+    other.start()
+    ipc.connect_to('world', slow)
+    other.join(20)
+    got.wait('message')
+
+
+def test_an_endless_timeout_is_as_none(make: Any) -> None:
+    ipc = make(id='world')
+    ipc.serve().start()
+    ipc.connect_to('world').wait_connected(float('inf'))
+    ipc.close(float('inf'))
+    assert ipc.wait(0) is True

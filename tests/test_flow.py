@@ -354,6 +354,32 @@ def test_flush_tells_of_a_connection_that_is_lost_meanwhile(pair: Any) -> None:
     assert 'was lost with' in str(raised.wait('error')[0][0])
 
 
+def test_a_client_is_told_of_a_loss_by_one_flush(pair: Any) -> None:
+    world = pair()
+    accepted = Log()
+    world.server.on('*', accepted)
+    world.start()
+    client = world.connect()
+    ((socket,),) = accepted.wait('connect')
+    socket._connection.call(socket._connection.stop_reading)
+    for _ in range(80):
+        client.emit('block', BLOCK)
+    raised = Log()
+
+    def flush() -> None:
+        try:
+            client.flush(20)
+        except NotConnectedError as error:
+            raised('error', error)
+
+    flusher = threading.Thread(target=flush)
+    flusher.start()
+    socket._connection.call(socket._connection.abort)
+    flusher.join(20)
+    assert 'bytes were not delivered' in str(raised.wait('error')[0][0])
+    client.flush(20)
+
+
 def test_flush_tells_of_what_was_lost_before_it_was_called(pair: Any) -> None:
     world = pair()
     accepted, log = Log(), Log()

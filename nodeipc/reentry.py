@@ -1,0 +1,42 @@
+"""Has the caller interrupted this library? Then it must not wait for it.
+
+A signal handler, or a ``__del__`` that the collector calls, runs on top of whatever it interrupts, which may be a call of
+ours that holds a lock. The stack shows it: frames of ours, those of the application on top, and ours again. Functions that
+call the application and hold no lock meanwhile say so with `calls_out`.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType
+from typing import Any, Callable, Set, TypeVar
+
+F = TypeVar('F', bound=Callable[..., Any])
+
+_PACKAGE = __name__.partition('.')[0] + '.'
+_calling_out: Set[CodeType] = set()
+
+
+def calls_out(function: F) -> F:
+    """Decorator: `function` may call the application, and holds no lock when it does."""
+    _calling_out.add(function.__code__)
+    return function
+
+
+def has_interrupted_us() -> bool:
+    """Whether the caller runs on top of an interrupted call of this library.
+
+    >>> has_interrupted_us()
+    False
+    """
+    frame = sys._getframe(1)
+    application_above = False
+    while frame is not None:
+        if not str(frame.f_globals.get('__name__')).startswith(_PACKAGE):
+            application_above = True
+        elif application_above:
+            if frame.f_code not in _calling_out:
+                return True
+            application_above = False
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
