@@ -1,6 +1,6 @@
 """Event messaging between processes, for synchronous Python, compatible with node-ipc.
 
-A server and its clients exchange JSON events over Unix sockets and TCP::
+Servers and clients exchange JSON events over Unix sockets, TCP and UDP::
 
     from nodeipc import ipc
 
@@ -22,6 +22,7 @@ from .config import Config, Interface
 from .errors import ConfigError, EmitTimeout, IPCError, NotConnectedError, ProtocolError
 from .instance import IPC
 from .server import Server, Socket
+from .wire import EventDecoder, Parser
 
 __all__ = [
     'IPC',
@@ -29,9 +30,11 @@ __all__ = [
     'Config',
     'ConfigError',
     'EmitTimeout',
+    'EventDecoder',
     'IPCError',
     'Interface',
     'NotConnectedError',
+    'Parser',
     'ProtocolError',
     'Server',
     'Socket',

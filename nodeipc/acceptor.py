@@ -9,7 +9,7 @@ import errno
 import socket
 from typing import Any, Callable
 
-from .address import Listener
+from .address import Address, Listener
 from .reactor import READ, Owned, Reactor
 
 # Accepted in one turn of the reactor, so that a flood of connections leaves time for those that are there.
@@ -51,6 +51,21 @@ class Acceptor(Owned):
         self._watched = 0
         self._stopped = False
         reactor.owned.add(self)
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        return self.listener.address
+
+    def withdraw(self) -> None:
+        """Remove the socket file; any thread but the reactor's."""
+        if self.listener.file is not None:
+            self.listener.file.remove()
+
+    def close(self) -> None:
+        """Stop listening; any thread, as long as it is not started."""
+        self._reactor.owned.discard(self)
+        self.listener.close()
 
     # Reactor thread
 

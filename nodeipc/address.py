@@ -1,4 +1,4 @@
-"""Addresses of stream servers: how they read in a message, how a server binds them, and who is on the other end.
+"""Addresses of servers: how they read in a message, how a server binds them, and who is on the other end.
 
 Binding and looking up names take as long as they take, so nothing here is called on a reactor thread but `peer_of`.
 """
@@ -18,6 +18,8 @@ from .config import Config
 # Connections the kernel keeps until the server accepts them. The system caps it (net.core.somaxconn); a Unix client
 # that finds it full is refused outright, so a small one would turn a thousand restarts at once into a thousand errors.
 BACKLOG = 1024
+
+_FAMILIES = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
 
 SocketAddress = Union[str, bytes, Tuple[Any, ...]]
 
@@ -61,11 +63,29 @@ class TCPAddress(NamedTuple):
         """TCP addresses are found wrong when they are looked up."""
 
 
-Address = Union[UnixAddress, TCPAddress]
+class UDPAddress(NamedTuple):
+    """A host, a port, and the version of the Internet Protocol, 4 or 6, that all datagrams of a socket have."""
+
+    host: str
+    port: int
+    version: int
+
+    def __str__(self) -> str:
+        return str(TCPAddress(self.host, self.port)).replace('tcp', 'udp')
+
+    @property
+    def max_datagram(self) -> int:
+        """Bytes that a datagram can hold: 65,535 without the headers, which version 6 does not count its own of."""
+        return 65507 if self.version == 4 else 65527
+
+
+StreamAddress = Union[UnixAddress, TCPAddress]
+NetAddress = Union[TCPAddress, UDPAddress]
+Address = Union[StreamAddress, UDPAddress]
 
 
 class Listener(NamedTuple):
-    """A socket that listens, and the file to remove with it."""
+    """A socket that listens, or is bound for datagrams, and the file to remove with it."""
 
     socket: socket.socket
     address: Address
@@ -83,7 +103,7 @@ def listen(address: Address, config: Config) -> Listener:
     if isinstance(address, UnixAddress):
         sock, file = socketfile.bind(address.path, config, BACKLOG)
     else:
-        sock, file = _bind_tcp(address), None
+        sock, file = _bind(address), None
     sock.setblocking(False)
     return Listener(sock, bound_address(sock, address), file)
 
@@ -92,23 +112,26 @@ def adopt(sock: socket.socket) -> Listener:
     """Listen on a socket that somebody else has bound, and whose file is therefore not ours to remove."""
     if sock.fileno() < 0:
         raise OSError(errno.EBADF, 'the socket that was given as sock= is closed; make a server with a new one')
-    if sock.type != socket.SOCK_STREAM:
-        raise ValueError(f'sock= must be a stream socket, not {sock!r}')
-    try:
-        sock.listen(BACKLOG)
-    except OSError as error:
-        raise OSError(error.errno, f'cannot listen on the sock= that was given, {sock!r}: {error.strerror}') from error
+    if sock.type == socket.SOCK_STREAM:
+        try:
+            sock.listen(BACKLOG)
+        except OSError as error:
+            why = f'cannot listen on the sock= that was given, {sock!r}: {error.strerror}'
+            raise OSError(error.errno, why) from error
     sock.setblocking(False)
     return Listener(sock, bound_address(sock), None)
 
 
 def bound_address(sock: socket.socket, asked: Optional[Address] = None) -> Address:
-    """Return where `sock` is bound: the real port where 0 was asked for."""
+    """Return where `sock` is bound: the real port where 0 was asked for. Raises ValueError for what cannot serve."""
     name = sock.getsockname()
-    if sock.family == getattr(socket, 'AF_UNIX', None):
-        if isinstance(asked, UnixAddress):
-            return asked
-        return UnixAddress(os.fsdecode(name))
+    is_unix = sock.family == getattr(socket, 'AF_UNIX', None)
+    if sock.type == socket.SOCK_DGRAM and not is_unix:
+        return UDPAddress(name[0], name[1], 6 if sock.family == socket.AF_INET6 else 4)
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError(f'sock= must be a stream socket, or UDP, not {sock!r}')
+    if is_unix:
+        return asked if isinstance(asked, UnixAddress) else UnixAddress(os.fsdecode(name))
     return TCPAddress(name[0], name[1])
 
 
@@ -117,19 +140,18 @@ def public(address: Address) -> Union[str, Tuple[str, int]]:
     return address.path if isinstance(address, UnixAddress) else (address.host, address.port)
 
 
-def resolve(address: TCPAddress, family: Optional[int], numeric: bool = False) -> List[Tuple[int, SocketAddress]]:
-    """Return the families and socket addresses of a host, in the order to try them. Raises OSError.
+def resolve(address: NetAddress, family: Optional[int] = None, numeric: bool = False) -> List[Tuple[int, SocketAddress]]:
+    """Return the families and socket addresses of a host, in the order to try them. Raises OSError or UnicodeError.
 
-    With `numeric` a name is refused instead of looked up, so that the call takes no time.
+    `family` is 4, 6 or None for both; UDP has its own. With `numeric` a name is refused instead of looked up, so that
+    the call takes no time.
     """
-    families = {None: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}
-    found = socket.getaddrinfo(
-        address.host,
-        address.port,
-        families[family],
-        socket.SOCK_STREAM,
-        flags=socket.AI_NUMERICHOST if numeric else 0,
-    )
+    flags = socket.AI_NUMERICHOST if numeric else 0
+    if isinstance(address, UDPAddress):
+        kind, family = socket.SOCK_DGRAM, address.version
+    else:
+        kind = socket.SOCK_STREAM
+    found = socket.getaddrinfo(address.host, address.port, _FAMILIES[family], kind, flags=flags)
     return [(entry[0], entry[4]) for entry in found]
 
 
@@ -141,15 +163,18 @@ def peer_of(sock: socket.socket) -> Optional[Peer]:
     return Peer(*struct.unpack('iII', sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize('iII'))))
 
 
-def _bind_tcp(address: TCPAddress) -> socket.socket:
+def _bind(address: NetAddress) -> socket.socket:
+    stream = isinstance(address, TCPAddress)
     try:
-        family, where = resolve(address, None)[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        family, where = resolve(address)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
         try:
-            if sys.platform != 'win32':  # there it would let two servers share a port
+            # With it a second UDP socket would take the datagrams of the first, and on Windows a second server its port.
+            if stream and sys.platform != 'win32':
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(where)
-            sock.listen(BACKLOG)
+            if stream:
+                sock.listen(BACKLOG)
         except BaseException:
             sock.close()
             raise

@@ -13,7 +13,7 @@ import socket
 import threading
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, overload
 
-from .address import Address, public
+from .address import StreamAddress, public
 from .config import Config
 from .connection import Connection, Owner, log_level
 from .connector import Connector
@@ -44,7 +44,7 @@ class Client(Role, Owner):
     def __init__(
         self,
         id: str,
-        address: Address,
+        address: StreamAddress,
         config: Config,
         engine: Engine,
         log: Log,
@@ -315,7 +315,7 @@ class Client(Role, Owner):
             self,
             self._reactor,
             self._strand,
-            self._decoder(),
+            self._parser.decoder(),
             config.max_pending_bytes,
             config.stall_timeout / 1000,
         )

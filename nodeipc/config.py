@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Type, Union
 
 from .errors import ConfigError
 from .log import to_stdout
+from .textcode import text_encoder
+from .wire import Parser
 
 Check = Callable[[Any], Optional[str]]
 
@@ -24,6 +26,27 @@ class _Field(NamedTuple):
 
 def _text(value: Any) -> str | None:
     return None if isinstance(value, str) and value else 'a non-empty str'
+
+
+def _delimiter(value: Any) -> str | None:
+    try:
+        return _text(value) or (value.encode() and None)
+    except UnicodeEncodeError:
+        return 'text that UTF-8 can carry'
+
+
+def _encoding(value: Any) -> str | None:
+    known = isinstance(value, str) and text_encoder(value)
+    return None if known else "a text encoding of Python's or Node's: 'utf8', 'latin1', 'utf16le', 'hex', 'base64' ..."
+
+
+def _parser(value: Any) -> str | None:
+    named = value in ('fast', 'raw') if isinstance(value, str) else _is_parser(value)
+    return None if named else "'fast', 'raw', or an object or class with encode(type, data) and decoder()"
+
+
+def _is_parser(value: Any) -> bool:
+    return callable(getattr(value, 'encode', None)) and callable(getattr(value, 'decoder', None))
 
 
 def _directory(value: Any) -> str | None:
@@ -149,7 +172,11 @@ _FIELDS: Dict[str, _Field] = {
     'secure_socket_root': _Field(_constant(True), _flag, 'make the root owner-only, verify it, refuse symlinks'),
     'network_host': _Field(_constant('127.0.0.1'), _text, 'TCP host when none is given'),
     'network_port': _Field(_constant(8000), _port, 'TCP port when none is given'),
-    'delimiter': _Field(_constant('\f'), _text, 'ends a message; a form feed cannot stand raw in JSON'),
+    'encoding': _Field(_constant('utf8'), _encoding, "how raw mode turns text into bytes; Node's names too"),
+    'raw_buffer': _Field(_constant(False), _flag, "bytes in data events, no framing; the same as parser='raw'"),
+    'parser': _Field(_constant('fast'), _parser, "the wire format: 'fast' (JSON and the delimiter), 'raw', or a Parser"),
+    'delimiter': _Field(_constant('\f'), _delimiter, 'ends a message; a form feed cannot stand raw in JSON'),
+    'sync': _Field(_constant(False), _flag, 'one request at a time: the next emit leaves when the last was answered'),
     'retry': _Field(_constant(500), _milliseconds, 'ms between attempts to connect'),
     'max_retries': _Field(_constant(None), _count_or_none, 'attempts in a row after the first; None: for ever'),
     'stop_retrying': _Field(_constant(False), _flag, 'never try again'),
@@ -211,7 +238,11 @@ class Config:
     secure_socket_root: bool
     network_host: str
     network_port: int
+    encoding: str
+    raw_buffer: bool
+    parser: Union[str, Parser, Type[Parser]]
     delimiter: str
+    sync: bool
     retry: float
     max_retries: Optional[int]
     stop_retrying: bool

@@ -21,7 +21,7 @@ from typing import Any, Callable, Deque, List, Optional, Tuple, Union
 from .deadline import Deadline
 from .errors import EmitTimeout, IPCError, NotConnectedError, ProtocolError
 from .reactor import READ, WRITE, Owned, Reactor, Timer
-from .wire import BACKPRESSURE, Decoder
+from .wire import BACKPRESSURE, EventDecoder
 from .workers import Strand
 
 try:
@@ -71,7 +71,7 @@ class Connection(Owned):
     __slots__ = (
         '_closing', '_decoder', '_discard', '_ended', '_half_closed', '_lock', '_max_pending', '_open', '_outbox', '_owner',
         '_peeked', '_pending', '_reactor', '_reading', '_room', '_send_error', '_sock', '_stall', '_strand', '_timer',
-        '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
+        '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
     )
 
     def __init__(
@@ -81,7 +81,7 @@ class Connection(Owned):
         owner: Owner,
         reactor: Reactor,
         strand: Strand,
-        decoder: Decoder,
+        decoder: EventDecoder,
         max_pending: int,
         stall_timeout: float,
     ) -> None:
@@ -112,6 +112,7 @@ class Connection(Owned):
         self.messages_in = 0
         self.bytes_in = 0
         self.closed = False
+        self._undelivered = 0  # bytes read since the last event
         self._reading = False
         self._discard = False
         self._ended = False  # the peer's end was read
@@ -233,7 +234,7 @@ class Connection(Owned):
         self._owner._connection_closed(self)
         # A client or socket that the application keeps must not keep the buffers.
         self._strand.on_drained = None
-        self._decoder = Decoder('\f', 1)
+        self._decoder = None  # type: ignore[assignment]  # never fed again
         self._owner = _NOBODY
 
     def abandon(self) -> None:
@@ -398,24 +399,30 @@ class Connection(Owned):
             self._end_of_input()
             return
         self.bytes_in += len(chunk)
-        if self._discard:
-            return
+        if not self._discard:
+            self._decode(chunk)
+
+    def _decode(self, chunk: bytes) -> bool:
+        """Hand the events that `chunk` completes to the strand; False if that was the end of the connection."""
         events: List[Tuple[Any, ...]] = []
-        before = self._decoder.pending
         failure: Optional[Exception] = None
+        self._undelivered += len(chunk)
         try:
             events.extend(self._decoder.feed(chunk))
         except ProtocolError as error:
             failure = ProtocolError(error.code, f'{self.name}: {error.args[0]}')
+            failure.__cause__ = error.__cause__
         except Exception as error:  # MemoryError, or a defect: this connection's fault alone
             failure = error
         if events:
             self.messages_in += len(events)
-            if self._strand.post_events(events, before + len(chunk) - self._decoder.pending):
+            size, self._undelivered = self._undelivered, 0
+            if self._strand.post_events(events, size):
                 self._reading = False
                 self._update()
         if failure is not None:
             self.abort(failure)
+        return failure is None
 
     def _drained(self) -> None:
         self._reactor.call(self._resume)
@@ -433,13 +440,8 @@ class Connection(Owned):
             self.abort()
         elif self._discard:
             return  # what is queued is still being written
-        elif self._decoder.pending:
-            self.abort(
-                ProtocolError(
-                    'ERR_IPC_INVALID_MESSAGE',
-                    f'{self.name}: the connection ended inside a message, after {self._decoder.pending} bytes of it',
-                )
-            )
+        elif not self._decode(b''):
+            return  # it ended inside a message
         elif not self._open:
             self.abort()  # nothing could be sent any more
         else:

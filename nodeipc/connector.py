@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import threading
 from typing import Any, Callable, List, Optional, Tuple
 
-from .address import Address, SocketAddress, TCPAddress, UnixAddress, resolve
+from .address import SocketAddress, StreamAddress, TCPAddress, UnixAddress
 from .config import Config
+from .lookup import look_up
 from .reactor import WRITE, Owned, Reactor, Timer
 
 # A Unix server whose backlog is full refuses at once instead of letting us wait; so we ask again.
@@ -30,7 +30,7 @@ class Connector(Owned):
 
     def __init__(
         self,
-        address: Address,
+        address: StreamAddress,
         config: Config,
         reactor: Reactor,
         connected: Callable[[socket.socket], Any],
@@ -55,16 +55,8 @@ class Connector(Owned):
         address = self._address
         if isinstance(address, UnixAddress):
             self._found([(socket.AF_UNIX, address.path)])
-            return
-        try:
-            candidates = resolve(address, self._config.interface.family, numeric=True)
-        except (OSError, UnicodeError):
-            try:
-                threading.Thread(target=self._look_up, args=(address,), name='nodeipc-lookup', daemon=True).start()
-            except RuntimeError as error:
-                self._fail(OSError(errno.EAGAIN, f'no thread to look up {address.host!r} ({error})'))
         else:
-            self._found(candidates)
+            look_up(address, self._config.interface.family, self._found, self._fail, self._reactor)
 
     def cancel(self) -> None:
         """Give up, silently. Reactor thread."""
@@ -75,16 +67,6 @@ class Connector(Owned):
     def abandon(self) -> None:
         if self._sock is not None:
             self._sock.close()
-
-    def _look_up(self, address: TCPAddress) -> None:
-        try:
-            candidates = resolve(address, self._config.interface.family)
-        except (OSError, UnicodeError) as error:
-            message = getattr(error, 'strerror', None) or str(error)
-            failure = OSError(getattr(error, 'errno', None), f'cannot look up {address.host!r}: {message}')
-            self._reactor.call(self._fail, failure)
-        else:
-            self._reactor.call(self._found, candidates)
 
     def _found(self, candidates: List[Tuple[int, SocketAddress]]) -> None:
         if not self._done:

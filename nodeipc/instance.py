@@ -12,9 +12,10 @@ import socket
 import threading
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-from .address import Address, TCPAddress, UnixAddress, bound_address
+from .address import Address, StreamAddress, TCPAddress, UDPAddress, UnixAddress, bound_address
 from .client import Client
 from .config import Config
+from .datagram import DatagramServer
 from .deadline import NEVER, Deadline
 from .engine import Endpoint, Engine
 from .errors import NotConnectedError
@@ -22,6 +23,7 @@ from .events import Handler, call_back
 from .log import render
 from .reentry import calls_out
 from .server import Server
+from .stream import StreamServer
 
 # How long the interpreter's exit waits for handlers that are still running.
 _EXIT_SECONDS = 5.0
@@ -119,22 +121,39 @@ class IPC:
         >>> server.address.endswith('app.serve-example')
         True
         """
-        (path, callback) = _in_order('serve', (path, callback), ((str, os.PathLike), _CALLBACK))
+        (path, callback) = _in_order('serve(path, callback)', (path, callback), ((str, os.PathLike), _CALLBACK))
         address = self._path(path, self.config.id) if sock is None else _given(sock, path)
         return self._serve(address, callback, sock)
 
     def serve_net(
-        self, host: Any = None, port: Any = None, callback: Optional[Handler] = None, *, sock: Any = None
+        self,
+        host: Any = None,
+        port: Any = None,
+        udp_type: Any = None,
+        callback: Optional[Handler] = None,
+        *,
+        sock: Any = None,
     ) -> Server:
-        """Make the TCP server, set `server` to it and return it; ``server.start()`` makes it listen.
+        """Make the TCP or UDP server, set `server` to it and return it; ``server.start()`` makes it listen.
 
         `host` and `port` default to ``config.network_host`` and ``config.network_port``; port 0 lets the system choose,
-        and ``server.address`` tells. `callback` and `sock` are those of `serve`. Arguments may be left out as long as
-        they stay in order: ``serve_net(8001, ready)``.
+        and ``server.address`` tells. `udp_type` ``'udp4'`` or ``'udp6'`` makes it UDP, which has no clients: every end is
+        such a server, on a port of its own. A loopback address stands for that of either version. `callback` and `sock`
+        are those of `serve`; a UDP server can emit in its callback already. Arguments may be left out as long as they
+        stay in order: ``serve_net(8001, ready)``, ``serve_net('udp4', ready)``.
+
+        >>> with IPC(id='udp-example') as ipc, ipc.serve_net(0, 'udp4') as server:
+        ...     server.emit(('127.0.0.1', 8000), 'message', 'to whoever is there')
         """
-        host, port, callback = _in_order('serve_net', (host, port, callback), (str, int, _CALLBACK))
-        address = self._net(host, port) if sock is None else _given(sock, host, port)
-        return self._serve(address, callback, sock)
+        host, port, udp_type, callback = _in_order(
+            "serve_net(host, port, 'udp4' or 'udp6', callback)",
+            (host, port, udp_type, callback),
+            (_HOST, int, _UDP_TYPE, _CALLBACK),
+        )
+        if sock is not None:
+            return self._serve(_given(sock, host, port, udp_type), callback, sock)
+        address = self._net(host, port)
+        return self._serve(_udp(address, udp_type) if udp_type else address, callback, sock)
 
     def connect_to(self, id: str, path: Any = None, callback: Optional[Handler] = None) -> Client:
         """Make a client of a Unix-socket server, put it in `of`, call `callback`, start connecting, return the client.
@@ -146,7 +165,7 @@ class IPC:
         another path.
         """
         _check_id(id)
-        path, callback = _in_order('connect_to', (path, callback), ((str, os.PathLike), _CALLBACK))
+        path, callback = _in_order('connect_to(id, path, callback)', (path, callback), ((str, os.PathLike), _CALLBACK))
         return self._connect(id, self._path(path, id), callback)
 
     def connect_to_net(
@@ -157,7 +176,8 @@ class IPC:
         Arguments may be left out as long as they stay in order: ``connect_to_net('world', 8001, ready)``.
         """
         _check_id(id)
-        host, port, callback = _in_order('connect_to_net', (host, port, callback), (str, int, _CALLBACK))
+        usage = 'connect_to_net(id, host, port, callback)'
+        host, port, callback = _in_order(usage, (host, port, callback), (str, int, _CALLBACK))
         return self._connect(id, self._net(host, port), callback)
 
     @calls_out
@@ -228,7 +248,8 @@ class IPC:
     def _serve(self, address: Address, callback: Optional[Handler], sock: Any) -> Server:
         if isinstance(address, UnixAddress):
             address.check()
-        server = Server(address, self.config, self._attach, self._detach, self.log, callback, sock)
+        kind = DatagramServer if isinstance(address, UDPAddress) else StreamServer
+        server = kind(address, self.config, self._attach, self._detach, self.log, callback, sock)
         self.server = server
         return server
 
@@ -260,7 +281,7 @@ class IPC:
             raise NotConnectedError(f'{self.config.id!r} is being closed; connect or serve again when close() has returned')
         return engine
 
-    def _connect(self, id: str, address: Address, callback: Optional[Handler]) -> Client:
+    def _connect(self, id: str, address: StreamAddress, callback: Optional[Handler]) -> Client:
         with self._lock:
             old = self._clients.get(id)
             if old is None or not old._usable:
@@ -303,6 +324,16 @@ class IPC:
         return TCPAddress(host or config.network_host, port)
 
 
+def _udp(address: TCPAddress, udp_type: str) -> UDPAddress:
+    version, loopback = _UDP_TYPES[udp_type.lower()]
+    return UDPAddress(loopback if address.host in _LOOPBACKS else address.host, address.port, version)
+
+
+# As in node-ipc, a server that is asked for the loopback address of the other version means its own.
+_UDP_TYPES = {'udp4': (4, '127.0.0.1'), 'udp6': (6, '::1')}
+_LOOPBACKS = [loopback for _, loopback in _UDP_TYPES.values()]
+
+
 def _given(sock: Any, *others: Any) -> Address:
     if any(other is not None for other in others):
         raise TypeError('sock= is bound already; leave out the address')
@@ -311,10 +342,19 @@ def _given(sock: Any, *others: Any) -> Address:
     return bound_address(sock)
 
 
-_CALLBACK = object()
+def _is_udp_type(value: Any) -> bool:
+    return isinstance(value, str) and value.lower() in _UDP_TYPES
 
 
-def _in_order(name: str, given: Sequence[Any], kinds: Sequence[Any]) -> Tuple[Any, ...]:
+def _is_host(value: Any) -> bool:
+    return isinstance(value, str) and not _is_udp_type(value)
+
+
+# Kinds of arguments, besides types.
+_CALLBACK, _HOST, _UDP_TYPE = callable, _is_host, _is_udp_type
+
+
+def _in_order(usage: str, given: Sequence[Any], kinds: Sequence[Any]) -> Tuple[Any, ...]:
     """Put positional arguments, of which some were left out, where their types belong."""
     places: List[Any] = [None] * len(kinds)
     place = 0
@@ -324,16 +364,16 @@ def _in_order(name: str, given: Sequence[Any], kinds: Sequence[Any]) -> Tuple[An
         while place < len(kinds) and not _is_a(value, kinds[place]):
             place += 1
         if place == len(kinds):
-            raise TypeError(f'{name}: {value!r} has the wrong type or stands in the wrong place')
+            raise TypeError(f'{usage}: {value!r} has the wrong type or stands in the wrong place')
         places[place] = value
         place += 1
     return tuple(places)
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    if kind is _CALLBACK:
-        return callable(value)
-    return isinstance(value, kind) and not isinstance(value, bool)
+    if isinstance(kind, (type, tuple)):
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return bool(kind(value))
 
 
 def _check_id(id: str) -> None:

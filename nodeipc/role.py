@@ -6,11 +6,12 @@ import logging
 import threading
 from typing import Any, Callable
 
-from .config import DEFAULT_MAX_MESSAGE_SIZE, Config, seconds
+from .config import Config, seconds
 from .engine import Endpoint
 from .events import Emitter
 from .log import logger
-from .wire import Decoder, Encoder
+from .parsers import make_parser
+from .wire import NO_DATA
 
 Log = Callable[..., Any]
 Deliver = Callable[[str, Any], Any]
@@ -24,8 +25,8 @@ class Role(Emitter, Endpoint):
         self._config = config.copy()
         self._log = log
         self._emit_timeout = seconds(config.emit_timeout)
-        self._max_message_size = config.max_message_size or DEFAULT_MAX_MESSAGE_SIZE
-        self._encode: Callable[[str, Any], bytes] = Encoder(config.delimiter, self._max_message_size).encode
+        self._parser = make_parser(self._config)
+        self._encode = self._parser.encode
         if config.log_payloads:
             self._encode = self._encode_logged(self._encode)
 
@@ -33,13 +34,9 @@ class Role(Emitter, Endpoint):
         self._changed = threading.Condition()
         self._errors = 0
 
-    def _decoder(self) -> Decoder:
-        """Return what decodes one more stream."""
-        return Decoder(self._config.delimiter, self._max_message_size)
-
-    def _encode_logged(self, encode: Callable[[str, Any], bytes]) -> Callable[[str, Any], bytes]:
-        def logged(type: str, data: Any) -> bytes:
-            self._log(f'{self}: emitting', type, data)
+    def _encode_logged(self, encode: Callable[[Any, Any], bytes]) -> Callable[[Any, Any], bytes]:
+        def logged(type: Any, data: Any) -> bytes:
+            self._log(f'{self}: emitting', type, *(() if data is NO_DATA else (data,)))
             return encode(type, data)
 
         return logged

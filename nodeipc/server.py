@@ -1,63 +1,47 @@
-"""The server of stream sockets: it listens, has a `Socket` for each client, and tells handlers what arrives.
+"""What every server has: it is bound to an address, starts and stops, knows its peers and says what it is for.
 
-`start` and `stop` run in the caller's thread, for they touch files; the reactor thread accepts, reads and closes. Each
-client has a strand, so its events are handled in order and clients do not wait for each other.
+`stream` and `datagram` make it whole. `start` and `stop` run in the caller's thread, for they look up names and touch
+files; the reactor thread reads and closes. Each peer has a strand, so its events are handled in order and peers do not
+wait for each other.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
 import socket as socket_module
-from typing import Any, Callable, Dict, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Protocol, Set, Tuple, Union
 
-from .acceptor import Acceptor
-from .address import Address, Peer, TCPAddress, adopt, listen, peer_of, public
-from .config import Config, seconds
-from .connection import Connection, Owner, log_level
+from .address import Address, Peer, public
+from .config import Config
 from .deadline import NEVER, Deadline
 from .definitions import Definitions
 from .engine import Engine
-from .errors import EmitTimeout, NotConnectedError
+from .errors import EmitTimeout
 from .events import Handler, call_back, max_positional
-from .log import logger
 from .reentry import calls_out
 from .role import Log, Role
-from .wire import NO_DATA
+from .wire import NO_DATA, Payload
 from .workers import Strand
 
 _COUNTERS = ('messages_in', 'messages_out', 'bytes_in', 'bytes_out')
 
 
-class Socket(Owner):
-    """A client, as the server's handlers see it.
+class Socket:
+    """A peer, as the server's handlers see it.
 
     `id` is free for the application (and set by ``config.identify_peer``), and so is the dict `context`.
     """
 
-    __slots__ = ('_connection', '_context', '_encode', '_server', '_strand', 'address', 'id', 'peer')
+    __slots__ = ('_context', '_server', '_strand', 'address', 'id', 'peer')
 
-    def __init__(self, server: Server, sock: socket_module.socket, engine: Engine, address: Any) -> None:
-        config = server._config
-        #: Who the client is: ``(host, port)``, or the path of the Unix socket it came by.
+    def __init__(self, server: Server, engine: Engine, address: Any) -> None:
+        #: Who the peer is: ``(host, port)``, or the path of the Unix socket it came by.
         self.address: Union[str, Tuple[str, int]] = address
-        #: Unix: the client's process, a `Peer` (pid, uid, gid), where the system tells; else None.
-        self.peer: Optional[Peer] = peer_of(sock)
+        #: Unix: the peer's process, a `Peer` (pid, uid, gid), where the system tells; else None.
+        self.peer: Optional[Peer] = None
         self.id: Any = None
         self._context: Optional[Dict[Any, Any]] = None
         self._server = server
-        self._encode = server._encode
         self._strand = Strand(engine.workers, server._deliverer(self))
-        self._connection = Connection(
-            sock,
-            f'a client of {server}' if isinstance(address, str) else f'{address[0]}:{address[1]}, a client of {server}',
-            self,
-            engine.reactor,
-            self._strand,
-            server._decoder(),
-            config.max_pending_bytes,
-            config.stall_timeout / 1000,
-        )
 
     def __repr__(self) -> str:
         who = self.id if self.id is not None else self.peer or self.address
@@ -65,13 +49,13 @@ class Socket(Owner):
 
     @property
     def connected(self) -> bool:
-        """Whether the client is there and takes messages."""
-        return self._connection.is_open
+        """Whether the peer is there and takes messages. UDP: whether the server remembers it."""
+        raise NotImplementedError
 
     @property
     def pending_bytes(self) -> int:
         """Bytes that were emitted and wait to be written."""
-        return self._connection.pending
+        raise NotImplementedError
 
     @property
     def context(self) -> Dict[Any, Any]:
@@ -80,59 +64,64 @@ class Socket(Owner):
             self._context = {}
         return self._context
 
-    def emit(self, type: str, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
-        """Send one event to this client; return when it is in the hands of the connection.
+    def emit(self, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
+        """Send one event to this peer; return when it is in the hands of the connection.
 
         Blocks while more than ``config.max_pending_bytes`` wait, for `timeout` seconds (default: ``config.emit_timeout``
         milliseconds). Raises `EmitTimeout` then, and nothing of the message was or will be sent; `NotConnectedError` if
-        the client is gone; TypeError or ValueError for data that JSON cannot carry; `ProtocolError` for a message over
-        ``config.max_message_size``.
+        the peer is gone; TypeError or ValueError for data that JSON cannot carry; `ProtocolError` for a message over
+        ``config.max_message_size``, or too large for a datagram; UDP: OSError if the system cannot send it.
+
+        In raw mode it is ``emit(payload)``: a bytes-like object, a str in ``config.encoding``, or a list of ints.
         """
-        frame = self._encode(type, data)
-        if not self._connection.send(frame, self._server._emit_timeout if timeout is None else timeout):
-            raise NotConnectedError(f'{self._connection.name} is gone; {type!r} was not sent')
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Say goodbye to this client and return at once: what was emitted is delivered, then the connection is closed.
+        """Say goodbye to this peer and return at once: what was emitted is delivered, then the connection is closed.
 
-        Events that have arrived from it and were not handled yet are dropped.
+        Events that have arrived from it and were not handled yet are dropped. UDP: the server forgets the peer, until
+        it is heard from again.
         """
-        self._strand.deliver = self._drop
-        self._connection.call(self._connection.begin_close)
+        raise NotImplementedError
 
-    # Reactor thread
 
-    def _stop(self) -> None:
-        """Say goodbye after what has arrived is handled and answered."""
-        self._connection.stop_reading()
-        self._close_when_handled()
+class Door(Protocol):
+    """What a server is bound to: how what comes from outside gets in."""
 
-    def _close_when_handled(self) -> None:
-        self._strand.post(self._connection.call, self._connection.begin_close)
+    @property
+    def address(self) -> Address:
+        """Where it is."""
 
-    def _drop(self, type: str, data: Any) -> None:
-        logger.debug('%s: %r arrived and was dropped by close()', self, type)
+    def close(self) -> None:
+        """Release the address; any thread, as long as it is not started."""
 
-    def _connection_ended(self, connection: Connection) -> None:
-        self._close_when_handled()  # half-closed clients get their answers
+    def start(self) -> None:
+        """Begin to let in what comes; reactor thread."""
 
-    def _connection_failed(self, connection: Connection, error: Exception) -> None:
-        self._strand.post(self._report_failure, error)
+    def withdraw(self) -> None:
+        """Be found no more; any thread."""
 
-    def _connection_closed(self, connection: Connection) -> None:
-        self._server._remove(self)
 
-    # On the strand
+class Carrier(Protocol):
+    """What carries messages, and counts them: a connection, or the socket that all datagrams go through."""
 
-    def _report_failure(self, error: Exception) -> None:
-        self._server._report(error, self, level=log_level(error))
+    messages_in: int
+    messages_out: int
+    bytes_in: int
+    bytes_out: int
+
+    @property
+    def pending(self) -> int: ...
 
 
 class Server(Role):
-    """A server of Unix or TCP sockets, made by ``ipc.serve`` or ``ipc.serve_net``.
+    """A server of Unix, TCP or UDP sockets, made by ``ipc.serve`` or ``ipc.serve_net``.
 
-    Events: ``start`` (server), ``connect`` (socket), every type the clients emit (data, socket), ``socket.disconnected``
-    (socket, its id or None), ``error`` (exception, socket or None), ``stop``.
+    Events: ``start`` (server), ``connect`` (socket), every type the peers emit (data, socket), ``data`` (bytes, socket) in
+    raw mode, ``socket.disconnected`` (socket, its id or None), ``error`` (exception, socket or None), ``stop``.
+
+    UDP has no connections: ``connect`` is published when a peer is heard for the first time, ``socket.disconnected`` when
+    it is forgotten, because ``config.max_connections`` others were heard from since, or by `Socket.close` or `stop`.
     """
 
     def __init__(
@@ -165,13 +154,11 @@ class Server(Role):
         self._engine: Optional[Engine] = None
         self._strand: Optional[Strand] = None
         self._where = address  # where it is, or was last, bound
-        self._acceptor: Optional[Acceptor] = None
-        self._sockets: Dict[Socket, None] = {}  # in the order in which they came
+        self._door: Optional[Any] = None  # a Door, as long as it is open
+        self._sockets: Dict[Any, Any] = {}  # in the order in which they came
         self._unfinished: Set[Socket] = set()  # those, and the ones that are gone and whose handlers still run
         self._hurried = False
-        self._accept_error_queued = False
-        self._refused = 0  # connections over the limit that no error event has told of yet
-        self._past = dict.fromkeys(('connections_total', *_COUNTERS), 0)
+        self._past: Dict[str, int] = dict.fromkeys(('connections_total', *_COUNTERS), 0)
 
     def __str__(self) -> str:
         return f'server {self._config.id!r} ({self._where})'
@@ -189,9 +176,9 @@ class Server(Role):
 
     @property
     def sockets(self) -> Tuple[Socket, ...]:
-        """The connected clients, in the order in which they came."""
+        """The connected clients, in the order in which they came; UDP: the peers, the least recently heard first."""
         with self._changed:
-            return tuple(self._sockets)
+            return tuple(self._sockets.values())
 
     @property
     def address(self) -> Union[str, Tuple[str, int]]:
@@ -200,7 +187,7 @@ class Server(Role):
 
     @property
     def listening(self) -> bool:
-        """Whether clients can connect."""
+        """Whether clients can connect, or peers be heard."""
         return self._state == 'listening'
 
     def start(self) -> None:
@@ -218,10 +205,16 @@ class Server(Role):
             self._starts += 1
             run = self._starts
         try:
-            listener = listen(self._asked, self._config) if self._given is None else adopt(self._given)
+            bound = self._bind()
             try:
                 engine = self._attach(self)
-                self._where = listener.address
+                door = self._open(bound, engine)
+            except BaseException:
+                bound.close()
+                raise
+            try:
+                self._where = door.address
+                self._door = door
                 if self._callback is not None:
                     call_back(self._callback, self)
                 with self._changed:
@@ -229,23 +222,23 @@ class Server(Role):
                         raise RuntimeError(f'{self} was stopped while it was starting')
                     self._state = 'listening'
                     self._engine = engine
-                    self._acceptor = acceptor = Acceptor(listener, engine.reactor, self._accepted, self._accept_failed)
                     self._strand = strand = Strand(engine.workers, self._publish)
                     self._hurried = False
                     self._unfinished.clear()
             except BaseException:
-                listener.close()
+                door.close()
                 raise
         except BaseException:
             with self._changed:
                 overtaken = self._starts != run  # by another start, whose business the rest is
                 if not overtaken:
                     self._state = 'stopped'
+                    self._door = None
             if not overtaken:
                 self._detach(self)
             raise
         strand.post(self._publish, 'start', self)
-        strand.post(engine.reactor.call, acceptor.start)
+        strand.post(engine.reactor.call, door.start)
 
     def stop(self, timeout: Optional[float] = None) -> None:
         """Stop accepting, let the handlers of what has arrived finish, deliver what was emitted, close. Idempotent.
@@ -258,39 +251,58 @@ class Server(Role):
         self._begin_goodbye()
         self._wait_goodbye(Deadline(timeout))
 
-    def emit(self, socket: Socket, type: str, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
-        """Send one event to one client; as `Socket.emit`, whose errors it raises."""
-        if not isinstance(socket, Socket):
-            raise TypeError(f'{self}: emit takes the socket that a handler was given first, not {socket!r}')
-        socket.emit(type, data, timeout=timeout)
+    def emit(self, socket: Any, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
+        """Send one event to one peer; as `Socket.emit`, whose errors it raises.
 
-    def broadcast(self, type: str, data: Any = NO_DATA) -> None:
-        """Send one event to every connected client.
+        UDP: `socket` may also be ``(host, port)`` or ``{'address': host, 'port': port}``. A name is looked up without
+        holding up anybody else, and remembered for some seconds; OSError if it is not found.
+        """
+        raise NotImplementedError
+
+    def broadcast(self, type: Payload, data: Any = NO_DATA) -> None:
+        """Send one event to every connected client; UDP: to every peer that was heard from.
 
         It is queued to all of them first, so a slow one delays nobody's delivery; then this waits while a client has
         more than ``config.max_pending_bytes`` queued. One that takes nothing for ``config.stall_timeout`` milliseconds
-        is closed, with `ProtocolError` ``ERR_IPC_BACKPRESSURE`` as its ``error`` event. Raises what `encode` raises:
-        TypeError, ValueError, `ProtocolError`.
+        is closed, with `ProtocolError` ``ERR_IPC_BACKPRESSURE`` as its ``error`` event. Raises what `Socket.emit` raises
+        for the data: TypeError, ValueError, `ProtocolError`.
         """
-        frame = self._encode(type, data)
-        connections = [socket._connection for socket in self.sockets]
-        full = [(connection, connection.bytes_out) for connection in connections if connection.queue(frame)]
-        stall = Deadline(seconds(self._config.stall_timeout))  # of all at once: N that are stuck cost one timeout
-        for connection, bytes_out in full:
-            connection.wait_for_room(bytes_out, stall)
+        raise NotImplementedError
 
     def stats(self) -> Dict[str, int]:
-        """Return counters: connections now and in total, messages and bytes in and out, bytes pending, errors."""
+        """Return counters: connections now and in total, messages and bytes in and out, bytes pending, errors.
+
+        UDP: the connections are the peers that were heard from and are remembered.
+        """
         with self._changed:
-            stats = dict(self._past, errors=self._errors)
-            connections = [socket._connection for socket in self._sockets]
-        stats['connections'] = len(connections)
-        stats['pending_bytes'] = 0
-        for connection in connections:
-            stats['pending_bytes'] += connection.pending
-            for name in _COUNTERS:
-                stats[name] += getattr(connection, name)
+            stats = dict(self._past, errors=self._errors, connections=len(self._sockets), pending_bytes=0)
+            carriers = self._carriers()
+        for carrier in carriers:
+            stats['pending_bytes'] += carrier.pending
+            _count(stats, carrier)
         return stats
+
+    # What stream and datagram servers do in their own ways
+
+    def _bind(self) -> Any:
+        """Bind the address; return what `_open` takes, and has a `close`. Raises OSError."""
+        raise NotImplementedError
+
+    def _open(self, bound: Any, engine: Engine) -> Door:
+        """Return the door, closed still."""
+        raise NotImplementedError
+
+    def _carriers(self) -> List[Carrier]:
+        """Return what counts messages now. Called with _changed held."""
+        raise NotImplementedError
+
+    def _shut(self) -> None:
+        """Let nothing in any more, say goodbye to all, and set _door to None when it is gone. Reactor thread."""
+        raise NotImplementedError
+
+    def _cut(self, error: Optional[Exception]) -> None:
+        """Wait for handlers no more; with `error`, nor for what is being sent. Reactor thread."""
+        raise NotImplementedError
 
     # For the facade
 
@@ -301,11 +313,10 @@ class Server(Role):
             if self._state != 'listening':
                 return
             self._state = 'stopping'
-            acceptor, engine = self._acceptor, self._engine
-        assert acceptor is not None
+            door, engine = self._door, self._engine
+        assert door is not None
         assert engine is not None
-        if acceptor.listener.file is not None:
-            acceptor.listener.file.remove()
+        door.withdraw()
         engine.reactor.call(self._stop_accepting)
 
     def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
@@ -326,7 +337,7 @@ class Server(Role):
     def _abandon(self) -> None:
         super()._abandon()
         self._state = 'stopped'
-        self._acceptor = self._engine = self._strand = None
+        self._door = self._engine = self._strand = None
         self._sockets = {}
         self._unfinished = set()
 
@@ -358,65 +369,31 @@ class Server(Role):
 
     # Reactor thread
 
-    def _accepted(self, sock: socket_module.socket, address: Any) -> None:
-        # Those count that are gone and whose events are still being handled: they use as much memory.
-        if len(self._unfinished) >= self._config.max_connections:
-            sock.close()
-            self._refuse()
-            return
-        try:
-            self._admit(sock, address)
-        except OSError:  # gone already, before anybody heard of it
-            sock.close()
-
-    def _accept_failed(self, error: OSError) -> None:
-        if self._accept_error_queued:
-            return
-        self._accept_error_queued = True
-        why = f'{self}: cannot accept connections: {error.strerror}; trying again'
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            why += '; close some descriptors, or raise the limit'
-        self._post(self._report_accept_error, OSError(error.errno, why))
-
-    def _admit(self, sock: socket_module.socket, address: Any) -> None:
-        assert self._engine is not None
-        if isinstance(self._where, TCPAddress):
-            sock.setsockopt(socket_module.IPPROTO_TCP, socket_module.TCP_NODELAY, 1)
-            where: Any = (address[0], address[1])
-        else:
-            where = self._where.path
-        socket = Socket(self, sock, self._engine, where)
+    def _joined(self, key: Any, socket: Socket) -> None:
+        """Announce and count a new peer."""
         with self._changed:
             self._past['connections_total'] += 1
-            self._sockets[socket] = None
+            self._sockets[key] = socket
             self._unfinished.add(socket)
         socket._strand.post(self._publish, 'connect', socket)
-        socket._connection.start()
 
-    def _refuse(self) -> None:
-        """One error event tells of all that were refused while it waited for its turn."""
+    def _left(self, key: Any, carrier: Optional[Carrier] = None) -> None:
+        """Say after its events that a peer is gone, and its `carrier` with it."""
         with self._changed:
-            self._refused += 1
-            first = self._refused == 1
-        if first:
-            self._post(self._report_refused)
-
-    def _remove(self, socket: Socket) -> None:
-        with self._changed:
-            self._sockets.pop(socket, None)
-            for name in _COUNTERS:
-                self._past[name] += getattr(socket._connection, name)
+            socket = self._sockets.pop(key)
+            if carrier is not None:
+                self._count_past(carrier)
         socket._strand.post(self._say_disconnected, socket)
         socket._strand.post(self._finished, socket)
         if self._hurried:
             self._stop_if_finished()
 
+    def _count_past(self, carrier: Carrier) -> None:
+        """Keep the counters of a carrier that is gone. Called with _changed held."""
+        _count(self._past, carrier)
+
     def _stop_accepting(self) -> None:
-        assert self._acceptor is not None
-        self._acceptor.stop()
-        self._acceptor = None
-        for socket in self.sockets:
-            socket._stop()
+        self._shut()
         self._stop_if_finished()
 
     def _hurry(self, run: int, error: Optional[Exception] = None) -> None:
@@ -424,11 +401,7 @@ class Server(Role):
         if self._state != 'stopping' or self._starts != run:
             return
         self._hurried = True
-        for socket in self.sockets:
-            if error is None:
-                socket.close()
-            else:
-                socket._connection.abort(error)
+        self._cut(error)
         self._stop_if_finished()
 
     # On strands
@@ -450,7 +423,7 @@ class Server(Role):
     def _stop_if_finished(self) -> None:
         with self._changed:
             busy = self._sockets if self._hurried else self._unfinished
-            if self._state != 'stopping' or self._acceptor or busy or self._strand is None:
+            if self._state != 'stopping' or self._door or busy or self._strand is None:
                 return
             strand, self._strand = self._strand, None
         strand.post(self._publish, 'stop')
@@ -467,26 +440,13 @@ class Server(Role):
             self._state = 'stopped'
             self._changed.notify_all()
 
-    def _report_accept_error(self, error: OSError) -> None:
-        self._accept_error_queued = False
-        self._report(error, None, level=logging.ERROR)
-
-    def _report_refused(self) -> None:
-        with self._changed:
-            count, self._refused = self._refused, 0
-        limit = self._config.max_connections
-        what = 'a connection was' if count == 1 else f'{count} connections were'
-        self._report(
-            ConnectionRefusedError(
-                errno.ECONNREFUSED,
-                f'{self}: {what} refused, {limit} are open already; close some, or raise config.max_connections',
-            ),
-            None,
-            level=logging.WARNING,
-        )
-
     def _report_handler_error(self, error: BaseException, arguments: Tuple[Any, ...]) -> None:
         self._report(error, next((argument for argument in arguments if isinstance(argument, Socket)), None))
+
+
+def _count(stats: Dict[str, int], carrier: Carrier) -> None:
+    for name in _COUNTERS:
+        stats[name] += getattr(carrier, name)
 
 
 def _ignore(type: str, data: Any) -> None:

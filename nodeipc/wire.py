@@ -1,6 +1,6 @@
 """The wire format: events to bytes and bytes to events.
 
-Connections call it; it knows no socket, thread, clock or file, so that every limit and every malformed frame can be
+Parsers call it; it knows no socket, thread, clock or file, so that every limit and every malformed frame can be
 tested with bytes alone. One event is compact JSON in UTF-8 and then the delimiter, node-ipc's format:
 ``{"type":"message","data":"hello"}\\f``.
 
@@ -14,11 +14,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterable, Iterator, Protocol, Sequence, Tuple, Union
 
 from .errors import ProtocolError
 
 Event = Tuple[str, Any]
+
+# What `emit` takes first: the type of an event, or in raw mode the bytes themselves.
+Payload = Union[str, bytes, bytearray, memoryview, Sequence[int]]
 
 # What `emit` sends where no data is given, and what a frame without data stands for. Never changed.
 NO_DATA: Any = {}
@@ -68,6 +71,52 @@ def _to_utf8(text: str) -> bytes:
         # A lone surrogate is no Unicode text, but JavaScript strings hold them; JSON.stringify escapes them, and so
         # do we. In JSON text one can stand only inside a string, and never right behind an escaping backslash.
         return _LONE_SURROGATE.sub(lambda match: f'\\u{ord(match.group()):04x}', text).encode()
+
+
+class EventDecoder(Protocol):
+    """What a `Parser` decodes one stream with."""
+
+    def feed(self, data: bytes) -> Iterable[Tuple[str, Any]]:
+        """Return the events that `data` completes, in order, each as ``(type, data)``.
+
+        Any chunking of a stream has to give the same events, so what is unfinished is kept, and bounded, by the decoder.
+        Empty `data` is the end of the stream, once: return what is finished by it, or raise. Whatever is raised closes
+        the connection, and is the ``error`` event there.
+        """
+
+
+class Parser(Protocol):
+    """A wire format of your own, for ``config.parser``: an object, or a class that is called with the `Config`.
+
+    Both ends of a connection need to speak the format. `encode` is called in the threads that emit, several at a time;
+    decoders are called on the reactor thread, so they must not wait for anything. A datagram (UDP) is decoded on its own,
+    as a short stream.
+
+    A line of JSON for each event, ``[type, data]``:
+
+    >>> import json
+    >>> class Lines:
+    ...     def encode(self, type, data):
+    ...         return json.dumps([type, data]).encode() + b'\\n'
+    ...     def decoder(self):
+    ...         return LinesDecoder()
+    >>> class LinesDecoder:
+    ...     unfinished = b''
+    ...     def feed(self, data):
+    ...         *lines, self.unfinished = (self.unfinished + data).split(b'\\n')
+    ...         if len(self.unfinished) > 65536:
+    ...             raise ValueError('a line is too long')
+    ...         return [json.loads(line) for line in lines]
+    >>> from nodeipc import IPC
+    >>> IPC(id='lines', parser=Lines()).config.parser.encode('message', 'hello')
+    b'["message", "hello"]\\n'
+    """
+
+    def encode(self, type: str, data: Any) -> bytes:
+        """Return the bytes of one event. What it raises, `emit` raises."""
+
+    def decoder(self) -> EventDecoder:
+        """Return what decodes one more stream; called for each connection."""
 
 
 class Encoder:
@@ -125,6 +174,36 @@ class Encoder:
         return prefix
 
 
+class CheckingEncoder(Encoder):
+    """An encoder for a delimiter that JSON text may contain, which would split a message in two on the other side.
+
+    >>> CheckingEncoder(' ', 1024).encode('message', 'hello')
+    b'{"type":"message","data":"hello"} '
+    """
+
+    __slots__ = ('_delimiter',)
+
+    def __init__(self, delimiter: str, max_message_size: int) -> None:
+        super().__init__(delimiter, max_message_size)
+        self._delimiter = delimiter.encode()
+
+    def encode(self, type: str, data: Any) -> bytes:
+        """As `Encoder.encode`; raises ValueError, too, if the delimiter comes before the end of the frame."""
+        frame = super().encode(type, data)
+        if frame.find(self._delimiter) != len(frame) - len(self._delimiter):
+            raise ValueError(
+                f'event {type!r}: its JSON contains the delimiter {self._delimiter.decode()!r}, which would end the message '
+                "there; use a config.delimiter that JSON text cannot contain, on both sides: '\\f', '\\n'"
+            )
+        return frame
+
+
+def encoder(delimiter: str, max_message_size: int) -> Encoder:
+    """Return the encoder for a delimiter. JSON text has no control characters, so one in the delimiter makes it safe."""
+    safe = any(character < ' ' for character in delimiter)
+    return (Encoder if safe else CheckingEncoder)(delimiter, max_message_size)
+
+
 class Decoder:
     """Turns the chunks of one stream into events, in order. Belongs to one connection; not for several threads.
 
@@ -145,19 +224,16 @@ class Decoder:
         self._partial = bytearray()
         self.max_message_size = max_message_size
 
-    @property
-    def pending(self) -> int:
-        """Bytes of the unfinished frame."""
-        return len(self._partial)
-
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Yield the events that `chunk` completes, as ``(type, data)``.
+        """Yield the events that `chunk` completes, as ``(type, data)``. An empty chunk is the end of the stream.
 
-        Raises ProtocolError at the first malformed frame, after the events before it; the stream cannot be continued
-        then. The generator must be run to its end.
+        Raises ProtocolError at the first malformed frame, after the events before it, and at an end inside a frame; the
+        stream cannot be continued then. The generator must be run to its end.
         """
         partial = self._partial
         if partial:
+            if not chunk:
+                raise ProtocolError(INVALID_MESSAGE, f'the input ended inside a message, after {len(partial)} bytes of it')
             start = len(partial) - self._overlap
             partial += chunk
             # Only the new bytes, and as much of the old as a delimiter cut in two may need, are searched.

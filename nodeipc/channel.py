@@ -1,0 +1,275 @@
+"""A bound datagram socket on a reactor: reading in turns, writing from any thread, and a close that sends what waits.
+
+Datagram servers own one each time they run. As a connection does, it reads and closes on the reactor thread only, and any
+thread writes: directly when nothing waits, else behind the queue that the reactor drains. It knows no event and no role.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import deque
+from typing import Any, Callable, Deque, Optional, Tuple
+
+from .address import Listener, SocketAddress, UDPAddress
+from .deadline import Deadline
+from .errors import EmitTimeout, NotConnectedError, ProtocolError
+from .reactor import READ, WRITE, Owned, Reactor, Timer
+from .wire import BACKPRESSURE, FRAME_TOO_LARGE
+
+# No datagram is longer.
+_RECEIVE_BYTES = 64 << 10
+
+# Read or written in one turn of the reactor, so that a flood leaves time for others.
+_TURN = 64
+
+
+class Channel(Owned):
+    """A socket that is bound for datagrams. `name` is whose it is, for messages.
+
+    On the reactor thread `received` is told of each datagram and its sender, `failed` of what goes wrong, and `closed` of
+    the end.
+    """
+
+    __slots__ = (
+        '_closing', '_limit', '_lock', '_max_pending', '_name', '_open', '_outbox', '_reactor', '_reading', '_room', '_sock',
+        '_stall', '_started', '_timer', '_watched', 'address', 'bytes_in', 'bytes_out', 'closed', 'failed', 'messages_in',
+        'messages_out', 'pending', 'received',
+    )
+
+    def __init__(
+        self,
+        bound: Listener,
+        name: str,
+        reactor: Reactor,
+        max_pending: int,
+        stall_timeout: float,
+        received: Callable[[bytes, SocketAddress], Any],
+        failed: Callable[[Exception], Any],
+        closed: Callable[[], Any],
+    ) -> None:
+        assert isinstance(bound.address, UDPAddress)
+        self._sock = bound.socket
+        self.address = bound.address
+        self._limit = bound.address.max_datagram
+        self._name = name
+        self._reactor = reactor
+        self._max_pending = max_pending
+        self._stall = stall_timeout
+        self.received = received
+        self.failed = failed
+        self.closed = closed
+
+        # Guards all that sending touches, down to the counters, and the socket against being closed meanwhile. Held for
+        # a non-blocking write at most; the reactor takes it. No other lock is taken inside it. Re-entrant, for a signal
+        # handler or __del__ may emit while its thread holds it: datagrams do not mix.
+        self._lock = threading.RLock()
+        self._open = True
+        self._outbox: Deque[Tuple[bytes, SocketAddress]] = deque()
+        self._room: Optional[threading.Condition] = None  # made when somebody has to wait
+        self.pending = 0  # bytes in the outbox
+        self.messages_out = 0
+        self.bytes_out = 0
+
+        # The reactor thread's own, once it is started.
+        self.messages_in = 0
+        self.bytes_in = 0
+        self._started = False
+        self._reading = False
+        self._closing = False
+        self._watched = 0
+        self._timer: Optional[Timer] = None
+        reactor.owned.add(self)
+
+    # Any thread
+
+    def send(self, datagram: bytes, where: SocketAddress, deadline: Deadline) -> None:
+        """Write `datagram`, or queue it behind the pending limit; what waits is written when it is started.
+
+        Raises ProtocolError if it is too large, EmitTimeout if there is no room in time, NotConnectedError if the channel
+        is closed, and OSError, with the address, if the system cannot send it.
+        """
+        if len(datagram) > self._limit:
+            raise self._too_large(datagram, self._limit)
+        with self._lock:
+            if self.pending > self._max_pending and not self._wait_for_room(deadline):
+                raise EmitTimeout(
+                    f'{self._name} can send no more: {self.pending} bytes are waiting and no room came within '
+                    f'{deadline.timeout} s; emit less, wait longer, or raise config.max_pending_bytes'
+                )
+            if not self._open:
+                raise NotConnectedError(f'{self._name} is stopped; nothing was sent to {_text(where)}')
+            if self._outbox or not self._write(datagram, where):
+                self._outbox.append((datagram, where))
+                self.pending += len(datagram)
+                if self._started:
+                    self._reactor.call(self._update)
+            self.messages_out += 1
+
+    def pending_for(self, where: SocketAddress) -> int:
+        """Return how many bytes wait to be sent there."""
+        with self._lock:
+            return sum(len(datagram) for datagram, receiver in self._outbox if receiver == where)
+
+    def withdraw(self) -> None:
+        """Nothing: an address that nobody is bound to is not found."""
+
+    def close(self) -> None:
+        """Release the address, and drop what waits; any thread, as long as it is not started."""
+        self._reactor.owned.discard(self)
+        self._release()
+
+    # Reactor thread
+
+    def start(self) -> None:
+        """Begin to read, and to write what waits."""
+        if not self._closing:
+            self._started = True
+            self._reading = True
+            self._update()
+
+    def stop_reading(self) -> None:
+        """Leave what comes from now on unread."""
+        self._reading = False
+        self._closing = True
+        self._update()
+
+    def begin_close(self) -> None:
+        """Accept nothing more, write what waits, then close. Idempotent."""
+        if self._timer is None and self._sock.fileno() >= 0:
+            self.stop_reading()
+            with self._lock:
+                self._open = False
+            self._watch_progress()
+            self._close_if_written()
+
+    def abort(self, error: Optional[Exception] = None) -> None:
+        """Close now, and report `error` and what was not written."""
+        if self._sock.fileno() < 0:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._reading = False
+        self._reactor.watch(self._sock, self._watched, 0, self._ready)
+        self._watched = 0
+        self._reactor.owned.discard(self)
+        waiting = self.pending
+        self._release()
+        if error is not None:
+            self.failed(error)
+        if waiting:
+            self.failed(NotConnectedError(f'{waiting} bytes that {self._name} had to send were not sent: it is closed'))
+        self.closed()
+
+    def abandon(self) -> None:
+        # The lock may be held for ever by a thread that the fork did not copy.
+        self._lock = threading.RLock()
+        self._open = False
+        self._sock.close()
+
+    def _update(self) -> None:
+        if self._sock.fileno() >= 0:
+            wanted = (READ if self._reading else 0) | (WRITE if self._outbox else 0)
+            self._reactor.watch(self._sock, self._watched, wanted, self._ready)
+            self._watched = wanted
+
+    def _ready(self, mask: int) -> None:
+        if mask & WRITE:
+            self._flush()
+        if mask & READ and self._reading:
+            self._read()
+
+    def _read(self) -> None:
+        for _ in range(_TURN):
+            try:
+                datagram, sender = self._sock.recvfrom(_RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                # Of something sent before, to where nobody listens, on systems that tell. There may be more to read.
+                self.failed(OSError(error.errno, f'{self._name}: {error.strerror}'))
+                return
+            self.bytes_in += len(datagram)
+            self.received(datagram, sender)
+            if not self._reading:
+                return
+
+    def _flush(self) -> None:
+        failures = []
+        with self._lock:
+            for _ in range(_TURN):
+                if not self._outbox:
+                    break
+                datagram, where = self._outbox[0]
+                try:
+                    if not self._write(datagram, where):
+                        break
+                except (OSError, ProtocolError) as error:
+                    failures.append(error)
+                self._outbox.popleft()
+                self.pending -= len(datagram)
+            if self._room is not None and self.pending <= self._max_pending:
+                self._room.notify_all()
+        for failure in failures:
+            self.failed(failure)
+        self._update()
+        self._close_if_written()
+
+    def _close_if_written(self) -> None:
+        if self._timer is not None and not self._outbox:
+            self.abort()
+
+    def _watch_progress(self) -> None:
+        before = self.bytes_out
+        self._timer = self._reactor.call_later(self._stall, lambda: self._check_progress(before))
+
+    def _check_progress(self, before: int) -> None:
+        """Every stall timeout of a goodbye."""
+        if self.bytes_out != before:
+            self._watch_progress()
+        else:
+            self.abort(
+                ProtocolError(BACKPRESSURE, f'{self._name} could send nothing for {self._stall} s (config.stall_timeout)')
+            )
+
+    # With the lock held
+
+    def _write(self, datagram: bytes, where: SocketAddress) -> bool:
+        """Give a datagram to the system; False if it takes none now."""
+        try:
+            self._sock.sendto(datagram, where)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                raise self._too_large(datagram, None) from error
+            raise OSError(error.errno, f'{self._name} cannot send to {_text(where)}: {error.strerror}') from error
+        self.bytes_out += len(datagram)
+        return True
+
+    def _wait_for_room(self, deadline: Deadline) -> bool:
+        if self._room is None:
+            self._room = threading.Condition(self._lock)
+        return self._reactor.wait_for(
+            self._room, lambda: self.pending <= self._max_pending or not self._open, deadline.remaining
+        )
+
+    def _too_large(self, datagram: bytes, limit: Optional[int]) -> ProtocolError:
+        what = f'the {limit} that a datagram holds' if limit else 'this system or network sends at once'
+        return ProtocolError(
+            FRAME_TOO_LARGE,
+            f'{self._name}: a message of {len(datagram)} bytes is more than {what}; nothing was sent; split it, or use TCP',
+        )
+
+    def _release(self) -> None:
+        with self._lock:
+            self._open = False
+            self._outbox.clear()
+            self.pending = 0
+            self._sock.close()
+            if self._room is not None:
+                self._room.notify_all()
+
+
+def _text(where: SocketAddress) -> str:
+    return f'[{where[0]}]:{where[1]}' if ':' in str(where[0]) else f'{where[0]}:{where[1]}'

@@ -1,0 +1,267 @@
+"""The server of UDP sockets. In UDP every end is one: bound to a port, it hears from peers, answers them, and emits to
+whatever address it is given.
+
+A peer is whoever a datagram came from; the server remembers the last of them, and no more than ``config.max_connections``,
+because a sender's address can be forged. Each datagram is decoded on its own and whole, or dropped and reported.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import Any, List, Mapping, Optional
+
+from .address import Listener, SocketAddress, UDPAddress, adopt, listen
+from .channel import Channel
+from .deadline import Deadline
+from .engine import Engine
+from .errors import IPCError, NotConnectedError, ProtocolError
+from .lookup import Names
+from .server import Carrier, Server, Socket
+from .wire import BACKPRESSURE, NO_DATA, Event, Payload
+
+# What may wait for the handlers of one peer; more is dropped, because in UDP nothing can make it wait. A burst of small
+# messages, or some of the largest.
+_MAX_BACKLOG_BYTES = 1 << 20
+
+# The objects that stand for a datagram which waits, however small it is.
+_OVERHEAD_BYTES = 512
+
+
+class DatagramPeer(Socket):
+    """Whoever sent a datagram to a UDP server."""
+
+    __slots__ = ('_closed', '_handled', '_taken', '_where')
+
+    _server: DatagramServer
+
+    def __init__(self, server: DatagramServer, engine: Engine, where: SocketAddress) -> None:
+        super().__init__(server, engine, (where[0], where[1]))
+        self._where = where
+        self._closed = False
+        self._taken = 0  # bytes that were given to the strand; the reactor thread's own
+        self._handled = 0  # the strand's own
+
+    @property
+    def connected(self) -> bool:
+        return self._server._remembers(self)
+
+    @property
+    def pending_bytes(self) -> int:
+        channel = self._server._channel
+        return 0 if channel is None else channel.pending_for(self._where)
+
+    def emit(self, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
+        self._server._send(self._server._encode(type, data), self._where, timeout)
+
+    def close(self) -> None:
+        self._closed = True
+        self._server._forget(self)
+
+    # Reactor thread
+
+    def _take(self, events: List[Event], size: int) -> bool:
+        """Have the events of a datagram handled; False if too much waits for that already."""
+        size += _OVERHEAD_BYTES
+        if self._taken - self._handled + size > _MAX_BACKLOG_BYTES:
+            return False
+        self._taken += size
+        self._strand.post(self._handle, events, size)
+        return True
+
+    # On the strand
+
+    def _handle(self, events: List[Event], size: int) -> None:
+        for type, data in events:
+            if not self._closed:
+                self._strand.deliver(type, data)
+        self._handled += size
+
+
+class DatagramServer(Server):
+    """A server of UDP sockets."""
+
+    _door: Optional[Channel]
+    _where: UDPAddress
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._sockets: OrderedDict[SocketAddress, DatagramPeer] = OrderedDict()  # the least recently heard first
+        self._names: Optional[Names] = None
+        self._dropped = 0  # datagrams that no error event has told of yet; guarded by _changed
+
+    @property
+    def _channel(self) -> Optional[Channel]:
+        return self._door
+
+    def emit(self, socket: Any, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
+        frame = self._encode(type, data)
+        if isinstance(socket, DatagramPeer):
+            self._send(frame, socket._where, timeout)
+        else:
+            self._send_to(self._target(socket), frame, timeout)
+
+    def broadcast(self, type: Payload, data: Any = NO_DATA) -> None:
+        frame = self._encode(type, data)
+        with self._changed:
+            peers = list(self._sockets.values())
+        for peer in peers:
+            try:
+                self._send(frame, peer._where, None)
+            except OSError as error:  # NotConnectedError and EmitTimeout, too
+                if isinstance(error, IPCError):
+                    raise
+                self._report(error, peer, level=logging.INFO)
+
+    def _send(self, frame: bytes, where: SocketAddress, timeout: Optional[float]) -> None:
+        self._running().send(frame, where, Deadline(self._emit_timeout if timeout is None else timeout))
+
+    def _send_to(self, address: UDPAddress, frame: bytes, timeout: Optional[float]) -> None:
+        deadline = Deadline(self._emit_timeout if timeout is None else timeout)
+        channel = self._running()
+        assert self._names is not None
+        channel.send(frame, self._names.find(address, deadline), deadline)
+
+    def _running(self) -> Channel:
+        channel = self._door
+        if channel is None:
+            raise NotConnectedError(f'{self} is not bound, so it cannot emit; start() it first')
+        return channel
+
+    def _target(self, target: Any) -> UDPAddress:
+        if isinstance(target, Mapping):
+            host, port = target.get('address'), target.get('port')
+        elif isinstance(target, (tuple, list)) and len(target) == 2:
+            host, port = target
+        else:
+            host = port = None
+        if not isinstance(host, str) or not host or not isinstance(port, int) or not 0 < port < 65536:
+            raise TypeError(
+                f"{self}: emit takes a peer, (host, port) or {{'address': host, 'port': port}} first, a port being an int "
+                f'from 1 to 65535, not {target!r}'
+            )
+        return UDPAddress(host, port, self._where.version)
+
+    def _remembers(self, peer: DatagramPeer) -> bool:
+        return self._sockets.get(peer._where) is peer
+
+    def _carriers(self) -> List[Carrier]:
+        return [] if self._door is None else [self._door]
+
+    def _bind(self) -> Listener:
+        return listen(self._asked, self._config) if self._given is None else adopt(self._given)
+
+    def _open(self, bound: Listener, engine: Engine) -> Channel:
+        config = self._config
+        name = f'server {config.id!r} ({bound.address})'
+        self._names = Names(name, engine.reactor)
+        return Channel(
+            bound,
+            name,
+            engine.reactor,
+            config.max_pending_bytes,
+            config.stall_timeout / 1000,
+            self._received,
+            self._failed,
+            self._channel_closed,
+        )
+
+    def _forget(self, peer: DatagramPeer) -> None:
+        engine = self._engine
+        if engine is not None:
+            engine.reactor.call(self._forget_now, peer)
+
+    # Reactor thread
+
+    def _received(self, datagram: bytes, sender: SocketAddress) -> None:
+        peer = self._sockets.get(sender)
+        try:
+            events = self._parser.decode_datagram(datagram)
+        except ProtocolError as error:
+            self._drop(ProtocolError(error.code, f'{self._name(sender)}: {error.args[0]}; the datagram is dropped'), peer)
+            return
+        except Exception as error:  # MemoryError, or a defect: this datagram's fault alone
+            self._drop(error, peer)
+            return
+        if peer is None:
+            peer = self._admit(sender)
+        else:
+            with self._changed:
+                self._sockets.move_to_end(sender)
+        if peer is None or not peer._take(events, len(datagram)):
+            why = f'{self._name(sender)}: a datagram is dropped, because handlers have not kept up with those before it'
+            self._drop(ProtocolError(BACKPRESSURE, why), peer)
+            return
+        assert self._door is not None
+        self._door.messages_in += len(events)
+
+    def _admit(self, sender: SocketAddress) -> Optional[DatagramPeer]:
+        """Remember a new peer in place of the least recently heard, if that many are not being handled already."""
+        limit = self._config.max_connections
+        if len(self._unfinished) >= 2 * limit:
+            return None
+        if len(self._sockets) >= limit:
+            self._left(next(iter(self._sockets)))
+        assert self._engine is not None
+        peer = DatagramPeer(self, self._engine, sender)
+        self._joined(sender, peer)
+        return peer
+
+    def _forget_now(self, peer: DatagramPeer) -> None:
+        if self._remembers(peer):
+            self._left(peer._where)
+
+    def _name(self, sender: SocketAddress) -> str:
+        return f'{sender[0]}:{sender[1]}, a peer of {self}'
+
+    def _drop(self, error: Exception, peer: Optional[DatagramPeer]) -> None:
+        """One error event tells of the first, and another of all that were dropped while it waited for its turn."""
+        with self._changed:
+            self._dropped += 1
+            first = self._dropped == 1
+        if first:
+            self._post(self._report_dropped, error, peer)
+
+    def _failed(self, error: Exception) -> None:
+        self._post(self._report_failure, error)
+
+    def _shut(self) -> None:
+        assert self._door is not None
+        self._door.stop_reading()
+        for where in list(self._sockets):
+            self._left(where)
+
+    def _cut(self, error: Optional[Exception]) -> None:
+        if error is not None and self._door is not None:
+            self._door.abort(error)
+
+    def _channel_closed(self) -> None:
+        with self._changed:
+            assert self._door is not None
+            self._count_past(self._door)
+            self._door = None
+        self._stop_if_finished()
+
+    # Reactor thread and strands
+
+    def _stop_if_finished(self) -> None:
+        with self._changed:
+            door, engine = self._door, self._engine
+            answered = self._state == 'stopping' and (self._hurried or not self._unfinished)
+        if door is None:
+            super()._stop_if_finished()
+        elif answered and engine is not None:
+            engine.reactor.call(door.begin_close)
+
+    # On strands
+
+    def _report_dropped(self, error: Exception, peer: Optional[DatagramPeer]) -> None:
+        self._report(error, peer, level=logging.WARNING)
+        with self._changed:
+            more, self._dropped = self._dropped - 1, 0
+        if more:
+            what = 'datagram was' if more == 1 else 'datagrams were'
+            self._report(IPCError(f'{self}: {more} more {what} dropped'), None, level=logging.WARNING)
+
+    def _report_failure(self, error: Exception) -> None:
+        self._report(error, None, level=logging.WARNING)

@@ -1,0 +1,147 @@
+"""Looking up host names, which may take long and cannot be interrupted: never on a reactor thread.
+
+`look_up` answers on the reactor thread, for clients that connect; `Names` answers a thread that waits, and remembers, for
+datagrams that go to the same few names again and again.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from .address import NetAddress, SocketAddress, UDPAddress, resolve
+from .deadline import Deadline
+from .errors import EmitTimeout
+from .reactor import Reactor
+
+# Long enough that a stream of datagrams asks once, short enough to follow a service that moves.
+_REMEMBERED_SECONDS = 10.0
+
+# Names that a program makes up as it goes must not fill the memory.
+_MAX_REMEMBERED = 256
+
+Found = List[Tuple[int, SocketAddress]]
+
+
+def look_up(
+    address: NetAddress,
+    family: Optional[int],
+    found: Callable[[Found], Any],
+    failed: Callable[[OSError], Any],
+    reactor: Reactor,
+) -> None:
+    """Have `found` or `failed` called on the reactor thread: at once for an IP address, later for a name."""
+    try:
+        candidates = resolve(address, family, numeric=True)
+    except (OSError, UnicodeError):
+        _ask(address, family, lambda names: reactor.call(found, names), lambda error: reactor.call(failed, error))
+    else:
+        found(candidates)
+
+
+def _ask(
+    address: NetAddress, family: Optional[int], found: Callable[[Found], Any], failed: Callable[[OSError], Any]
+) -> None:
+    """Look a name up in a thread of its own, which calls one of the two."""
+
+    def ask() -> None:
+        try:
+            candidates = resolve(address, family)
+        except (OSError, UnicodeError) as error:
+            message = getattr(error, 'strerror', None) or str(error)
+            failed(OSError(getattr(error, 'errno', None), f'cannot look up {address.host!r}: {message}'))
+        else:
+            found(candidates)
+
+    try:
+        threading.Thread(target=ask, name='nodeipc-lookup', daemon=True).start()
+    except RuntimeError as error:
+        failed(OSError(errno.EAGAIN, f'no thread to look up {address.host!r} ({error})'))
+
+
+class _Question:
+    """A look-up that is under way, for all who wait for it."""
+
+    __slots__ = ('answer', 'error')
+
+    def __init__(self) -> None:
+        self.answer: Any = None  # a SocketAddress
+        self.error: Optional[OSError] = None
+
+
+class Names:
+    """Where datagrams to a name go. One for each socket, whose `name` is for messages; any thread may ask."""
+
+    def __init__(self, name: str, reactor: Reactor) -> None:
+        self._name = name
+        self._reactor = reactor
+        # Guards the two below; notified when a question is answered. Nothing else is locked while it is held, but a
+        # thread may be started.
+        self._changed = threading.Condition()
+        self._known: Dict[UDPAddress, Tuple[SocketAddress, float]] = {}
+        self._asked: Dict[UDPAddress, _Question] = {}
+
+    def find(self, address: UDPAddress, deadline: Deadline) -> SocketAddress:
+        """Return the socket address of `address`; its first, if the name has several.
+
+        Raises OSError for a name that is not known, EmitTimeout if finding out takes too long.
+        """
+        known = self._known.get(address)
+        if known is not None and known[1] > time.monotonic():
+            return known[0]
+        try:
+            where = resolve(address, numeric=True)[0][1]
+        except (OSError, UnicodeError):
+            return self._wait(address, deadline)
+        self._remember(address, where)
+        return where
+
+    def _wait(self, address: UDPAddress, deadline: Deadline) -> SocketAddress:
+        with self._changed:
+            question = self._asked.get(address) or self._ask(address)
+
+            def is_answered() -> bool:
+                return question.answer is not None or question.error is not None
+
+            if not self._reactor.wait_for(self._changed, is_answered, deadline.remaining):
+                raise EmitTimeout(
+                    f'{self._name}: {address.host!r} could not be looked up within {deadline.timeout} s; nothing was sent'
+                )
+        error = question.error
+        if error is not None:  # each who waited raises one of its own
+            raise OSError(error.errno, f'{self._name}: {error.strerror}; nothing was sent')
+        where: SocketAddress = question.answer
+        return where
+
+    def _ask(self, address: UDPAddress) -> _Question:
+        question = self._asked[address] = _Question()
+        try:
+            _ask(
+                address,
+                None,
+                lambda found: self._answered(address, question, found[0][1], None),
+                lambda error: self._answered(address, question, None, error),
+            )
+        except BaseException:  # Ctrl-C: nobody shall wait for an answer that may not come
+            self._asked.pop(address, None)
+            raise
+        return question
+
+    def _answered(
+        self, address: UDPAddress, question: _Question, where: Optional[SocketAddress], error: Optional[OSError]
+    ) -> None:
+        with self._changed:
+            question.answer, question.error = where, error
+            self._asked.pop(address, None)
+            if where is not None:
+                self._remember(address, where)
+            self._changed.notify_all()
+
+    def _remember(self, address: UDPAddress, where: SocketAddress) -> None:
+        with self._changed:
+            self._known.pop(address, None)
+            self._known[address] = where, time.monotonic() + _REMEMBERED_SECONDS
+            if len(self._known) > _MAX_REMEMBERED:
+                del self._known[next(iter(self._known))]

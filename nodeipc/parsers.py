@@ -1,0 +1,160 @@
+"""Parsers: what turns events into bytes and bytes into events, chosen by ``config.parser`` when an endpoint is made.
+
+Endpoints call `make_parser` once; connections and datagram sockets decode with what it returns. A `Parser` of the
+application's own is checked where it meets ours, so that a slip in it is reported as a peer's would be. Like the wire, a
+parser knows no socket, thread, clock or file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple
+
+from .config import DEFAULT_MAX_MESSAGE_SIZE, Config
+from .errors import ProtocolError
+from .textcode import text_encoder
+from .wire import INVALID_MESSAGE, NO_DATA, Decoder, Event, EventDecoder, Parser, encoder
+
+
+class Codec:
+    """A parser as endpoints use it: of streams and of datagrams."""
+
+    __slots__ = ('encode',)
+
+    #: Returns the bytes of an event, or raises what `emit` shall raise.
+    encode: Callable[[Any, Any], bytes]
+
+    def decoder(self) -> EventDecoder:
+        """Return what decodes one more stream. Its `feed` raises ProtocolError for what it refuses."""
+        raise NotImplementedError
+
+    def decode_datagram(self, datagram: bytes) -> List[Event]:
+        """Return the events of a datagram, whole. Raises ProtocolError if there is anything else in it."""
+        feed = self.decoder().feed
+        events = list(feed(datagram))
+        events.extend(feed(b''))
+        return events
+
+
+class _Fast(Codec):
+    """JSON and a delimiter, node-ipc's format."""
+
+    __slots__ = ('_delimiter', '_max_message_size')
+
+    def __init__(self, config: Config) -> None:
+        self._delimiter = config.delimiter
+        self._max_message_size = config.max_message_size or DEFAULT_MAX_MESSAGE_SIZE
+        self.encode = encoder(self._delimiter, self._max_message_size).encode
+
+    def decoder(self) -> Decoder:
+        return Decoder(self._delimiter, self._max_message_size)
+
+
+class _Raw(Codec):
+    """Bytes as they are: whatever arrives is a ``data`` event."""
+
+    __slots__ = ('_encoding', '_to_bytes')
+
+    def __init__(self, config: Config) -> None:
+        to_bytes = text_encoder(config.encoding)
+        assert to_bytes is not None  # Config has checked it
+        self._encoding = config.encoding
+        self._to_bytes = to_bytes
+        self.encode = self._encode
+
+    def _encode(self, payload: Any, data: Any) -> bytes:
+        if data is not NO_DATA:
+            raise TypeError('raw mode sends bytes and no events: emit(payload), without a type')
+        if isinstance(payload, str):
+            try:
+                return self._to_bytes(payload)
+            except ValueError as error:
+                raise ValueError(f'config.encoding {self._encoding!r} cannot carry {_excerpt(payload)}: {error}') from error
+        try:
+            if isinstance(payload, (list, tuple)):
+                return bytes(payload)
+            return bytes(memoryview(payload))  # a copy, because it may wait to be written
+        except (TypeError, ValueError) as error:
+            raise (ValueError if isinstance(error, ValueError) else TypeError)(
+                'raw mode emits a bytes-like object, a str (in config.encoding) or a list of ints from 0 to 255, not '
+                f'{_excerpt(payload)} ({error})'
+            ) from None
+
+    def decoder(self) -> _RawDecoder:
+        return _RawDecoder()
+
+    def decode_datagram(self, datagram: bytes) -> List[Event]:
+        return [('data', datagram)]  # an empty one, too
+
+
+class _RawDecoder:
+    __slots__ = ()
+
+    def feed(self, data: bytes) -> Tuple[Event, ...]:
+        return (('data', data),) if data else ()
+
+
+class _Custom(Codec):
+    """A parser of the application's own, which may do anything."""
+
+    __slots__ = ('_parser',)
+
+    def __init__(self, parser: Parser) -> None:
+        self._parser = parser
+        self.encode = self._encode
+
+    def _encode(self, type: Any, data: Any) -> bytes:
+        if not isinstance(type, str):
+            raise TypeError(f'an event type must be a str, not {type.__class__.__name__}: {type!r}')
+        frame = self._parser.encode(type, data)
+        if not isinstance(frame, (bytes, bytearray)):
+            raise TypeError(f'config.parser: encode of {self._parser!r} must return bytes, not {_excerpt(frame)}')
+        return bytes(frame)
+
+    def decoder(self) -> _CustomDecoder:
+        return _CustomDecoder(self._parser)
+
+
+class _CustomDecoder:
+    __slots__ = ('_feed', '_parser')
+
+    def __init__(self, parser: Parser) -> None:
+        self._parser = parser
+        self._feed: Optional[Callable[[bytes], Iterable[Any]]] = None
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        try:
+            if self._feed is None:
+                self._feed = self._parser.decoder().feed
+            for type, value in self._feed(data):
+                if not isinstance(type, str):
+                    raise TypeError(f'an event type must be a str, not {_excerpt(type)}')
+                yield str(type), value
+        except (ProtocolError, MemoryError):
+            raise
+        except Exception as error:
+            raise ProtocolError(
+                INVALID_MESSAGE, f'config.parser {self._parser!r} refused what came, or failed: {error!r}'
+            ) from error
+
+
+def make_parser(config: Config) -> Codec:
+    """Return the parser that the settings ask for. A class is called, with `config` if it takes an argument."""
+    chosen: Any = config.parser
+    if config.raw_buffer or chosen == 'raw':
+        return _Raw(config)
+    if isinstance(chosen, str):
+        return _Fast(config)
+    if isinstance(chosen, type):
+        import inspect  # 10 ms to import, and only they need it
+
+        try:
+            inspect.signature(chosen).bind(config)
+        except TypeError:
+            return _Custom(chosen())
+        return _Custom(chosen(config))
+    return _Custom(chosen)
+
+
+def _excerpt(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + '...'

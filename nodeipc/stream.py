@@ -1,0 +1,199 @@
+"""The server of stream sockets, Unix and TCP: it listens, and has a connection for each client."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket as socket_module
+from typing import Any, List, Optional
+
+from .acceptor import Acceptor
+from .address import Listener, StreamAddress, TCPAddress, adopt, listen, peer_of
+from .config import seconds
+from .connection import Connection, Owner, log_level
+from .deadline import Deadline
+from .engine import Engine
+from .errors import NotConnectedError
+from .log import logger
+from .server import Carrier, Server, Socket
+from .wire import NO_DATA, Payload
+
+
+class StreamSocket(Socket, Owner):
+    """A client of a stream server."""
+
+    __slots__ = ('_connection', '_encode')
+
+    def __init__(self, server: StreamServer, sock: socket_module.socket, engine: Engine, address: Any) -> None:
+        super().__init__(server, engine, address)
+        self.peer = peer_of(sock)
+        self._encode = server._encode
+        config = server._config
+        self._connection = Connection(
+            sock,
+            f'a client of {server}' if isinstance(address, str) else f'{address[0]}:{address[1]}, a client of {server}',
+            self,
+            engine.reactor,
+            self._strand,
+            server._parser.decoder(),
+            config.max_pending_bytes,
+            config.stall_timeout / 1000,
+        )
+
+    @property
+    def connected(self) -> bool:
+        return self._connection.is_open
+
+    @property
+    def pending_bytes(self) -> int:
+        return self._connection.pending
+
+    def emit(self, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
+        frame = self._encode(type, data)
+        if not self._connection.send(frame, self._server._emit_timeout if timeout is None else timeout):
+            raise NotConnectedError(f'{self._connection.name} is gone; {type!r} was not sent')
+
+    def close(self) -> None:
+        self._strand.deliver = self._drop
+        self._connection.call(self._connection.begin_close)
+
+    # Reactor thread
+
+    def _stop(self) -> None:
+        """Say goodbye after what has arrived is handled and answered."""
+        self._connection.stop_reading()
+        self._close_when_handled()
+
+    def _close_when_handled(self) -> None:
+        self._strand.post(self._connection.call, self._connection.begin_close)
+
+    def _drop(self, type: str, data: Any) -> None:
+        logger.debug('%s: %r arrived and was dropped by close()', self, type)
+
+    def _connection_ended(self, connection: Connection) -> None:
+        self._close_when_handled()  # half-closed clients get their answers
+
+    def _connection_failed(self, connection: Connection, error: Exception) -> None:
+        self._strand.post(self._report_failure, error)
+
+    def _connection_closed(self, connection: Connection) -> None:
+        self._server._left(self, connection)
+
+    # On the strand
+
+    def _report_failure(self, error: Exception) -> None:
+        self._server._report(error, self, level=log_level(error))
+
+
+class StreamServer(Server):
+    """A server of Unix or TCP sockets."""
+
+    _door: Optional[Acceptor]
+    _where: StreamAddress
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        # The reactor thread's own, but for _refused, which _changed guards.
+        self._accept_error_queued = False
+        self._refused = 0  # connections over the limit that no error event has told of yet
+
+    def emit(self, socket: Any, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
+        if not isinstance(socket, StreamSocket):
+            raise TypeError(f'{self}: emit takes the socket that a handler was given first, not {socket!r}')
+        socket.emit(type, data, timeout=timeout)
+
+    def broadcast(self, type: Payload, data: Any = NO_DATA) -> None:
+        frame = self._encode(type, data)
+        connections = [socket._connection for socket in self._clients()]
+        full = [(connection, connection.bytes_out) for connection in connections if connection.queue(frame)]
+        stall = Deadline(seconds(self._config.stall_timeout))  # of all at once: N that are stuck cost one timeout
+        for connection, bytes_out in full:
+            connection.wait_for_room(bytes_out, stall)
+
+    def _clients(self) -> List[StreamSocket]:
+        with self._changed:
+            return list(self._sockets.values())
+
+    def _carriers(self) -> List[Carrier]:
+        return [socket._connection for socket in self._sockets.values()]
+
+    def _bind(self) -> Listener:
+        return listen(self._asked, self._config) if self._given is None else adopt(self._given)
+
+    def _open(self, bound: Listener, engine: Engine) -> Acceptor:
+        return Acceptor(bound, engine.reactor, self._accepted, self._accept_failed)
+
+    # Reactor thread
+
+    def _shut(self) -> None:
+        assert self._door is not None
+        self._door.stop()
+        self._door = None
+        for socket in self._clients():
+            socket._stop()
+
+    def _cut(self, error: Optional[Exception]) -> None:
+        for socket in self._clients():
+            if error is None:
+                socket.close()
+            else:
+                socket._connection.abort(error)
+
+    def _accepted(self, sock: socket_module.socket, address: Any) -> None:
+        # Those count that are gone and whose events are still being handled: they use as much memory.
+        if len(self._unfinished) >= self._config.max_connections:
+            sock.close()
+            self._refuse()
+            return
+        try:
+            self._admit(sock, address)
+        except OSError:  # gone already, before anybody heard of it
+            sock.close()
+
+    def _accept_failed(self, error: OSError) -> None:
+        if self._accept_error_queued:
+            return
+        self._accept_error_queued = True
+        why = f'{self}: cannot accept connections: {error.strerror}; trying again'
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            why += '; close some descriptors, or raise the limit'
+        self._post(self._report_accept_error, OSError(error.errno, why))
+
+    def _admit(self, sock: socket_module.socket, address: Any) -> None:
+        assert self._engine is not None
+        if isinstance(self._where, TCPAddress):
+            sock.setsockopt(socket_module.IPPROTO_TCP, socket_module.TCP_NODELAY, 1)
+            where: Any = (address[0], address[1])
+        else:
+            where = self._where.path
+        socket = StreamSocket(self, sock, self._engine, where)
+        self._joined(socket, socket)
+        socket._connection.start()
+
+    def _refuse(self) -> None:
+        """One error event tells of all that were refused while it waited for its turn."""
+        with self._changed:
+            self._refused += 1
+            first = self._refused == 1
+        if first:
+            self._post(self._report_refused)
+
+    # On strands
+
+    def _report_accept_error(self, error: OSError) -> None:
+        self._accept_error_queued = False
+        self._report(error, None, level=logging.ERROR)
+
+    def _report_refused(self) -> None:
+        with self._changed:
+            count, self._refused = self._refused, 0
+        limit = self._config.max_connections
+        what = 'a connection was' if count == 1 else f'{count} connections were'
+        self._report(
+            ConnectionRefusedError(
+                errno.ECONNREFUSED,
+                f'{self}: {what} refused, {limit} are open already; close some, or raise config.max_connections',
+            ),
+            None,
+            level=logging.WARNING,
+        )
