@@ -32,9 +32,9 @@ class Channel(Owned):
     """
 
     __slots__ = (
-        '_closing', '_limit', '_lock', '_max_pending', '_name', '_open', '_outbox', '_reactor', '_reading', '_room', '_sock',
-        '_stall', '_started', '_timer', '_watched', 'address', 'bytes_in', 'bytes_out', 'closed', 'failed', 'messages_in',
-        'messages_out', 'pending', 'received',
+        '_closed', '_closing', '_limit', '_lock', '_max_pending', '_name', '_open', '_outbox', '_reactor', '_reading',
+        '_room', '_sock', '_stall', '_started', '_tell_closed', '_tell_failed', '_tell_received', '_timer', '_watched', 'address',
+        'bytes_in', 'bytes_out', 'messages_in', 'messages_out', 'pending',
     )
 
     def __init__(
@@ -56,9 +56,9 @@ class Channel(Owned):
         self._reactor = reactor
         self._max_pending = max_pending
         self._stall = stall_timeout
-        self.received = received
-        self.failed = failed
-        self.closed = closed
+        self._tell_received = received
+        self._tell_failed = failed
+        self._tell_closed = closed
 
         # Guards all that sending touches, down to the counters, and the socket against being closed meanwhile. Held for
         # a non-blocking write at most; the reactor takes it. No other lock is taken inside it. Re-entrant, for a signal
@@ -74,6 +74,7 @@ class Channel(Owned):
         # The reactor thread's own, once it is started.
         self.messages_in = 0
         self.bytes_in = 0
+        self._closed = False
         self._started = False
         self._reading = False
         self._closing = False
@@ -136,7 +137,7 @@ class Channel(Owned):
 
     def begin_close(self) -> None:
         """Accept nothing more, write what waits, then close. Idempotent."""
-        if self._timer is None and self._sock.fileno() >= 0:
+        if self._timer is None and not self._closed:
             self.stop_reading()
             with self._lock:
                 self._open = False
@@ -145,8 +146,9 @@ class Channel(Owned):
 
     def abort(self, error: Optional[Exception] = None) -> None:
         """Close now, and report `error` and what was not written."""
-        if self._sock.fileno() < 0:
+        if self._closed:
             return
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         self._reading = False
@@ -156,10 +158,10 @@ class Channel(Owned):
         waiting = self.pending
         self._release()
         if error is not None:
-            self.failed(error)
+            self._tell_failed(error)
         if waiting:
-            self.failed(NotConnectedError(f'{waiting} bytes that {self._name} had to send were not sent: it is closed'))
-        self.closed()
+            self._tell_failed(NotConnectedError(f'{waiting} bytes that {self._name} had to send were lost: it is closed'))
+        self._tell_closed()
 
     def abandon(self) -> None:
         # The lock may be held for ever by a thread that the fork did not copy.
@@ -168,7 +170,7 @@ class Channel(Owned):
         self._sock.close()
 
     def _update(self) -> None:
-        if self._sock.fileno() >= 0:
+        if not self._closed:
             wanted = (READ if self._reading else 0) | (WRITE if self._outbox else 0)
             self._reactor.watch(self._sock, self._watched, wanted, self._ready)
             self._watched = wanted
@@ -187,10 +189,10 @@ class Channel(Owned):
                 return
             except OSError as error:
                 # Of something sent before, to where nobody listens, on systems that tell. There may be more to read.
-                self.failed(OSError(error.errno, f'{self._name}: {error.strerror}'))
+                self._tell_failed(OSError(error.errno, f'{self._name}: {error.strerror}'))
                 return
             self.bytes_in += len(datagram)
-            self.received(datagram, sender)
+            self._tell_received(datagram, sender)
             if not self._reading:
                 return
 
@@ -211,7 +213,7 @@ class Channel(Owned):
             if self._room is not None and self.pending <= self._max_pending:
                 self._room.notify_all()
         for failure in failures:
-            self.failed(failure)
+            self._tell_failed(failure)
         self._update()
         self._close_if_written()
 

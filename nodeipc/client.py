@@ -25,7 +25,7 @@ from .log import logger
 from .reactor import Timer
 from .reentry import calls_out
 from .role import Log, Role
-from .wire import NO_DATA
+from .wire import NO_DATA, Payload
 from .workers import Strand
 
 # A batch leaves when it has grown to this size: fewer, larger writes gain nothing more.
@@ -57,7 +57,7 @@ class Client(Role, Owner):
         self._engine = engine
         self._reactor = engine.reactor
         self._removed = removed
-        self._strand = Strand(engine.workers, self._deliver_logged(self._publish))
+        self._strand = Strand(engine.workers, self._deliverer())
 
         # Guarded by _changed; Connection._lock is not taken inside it.
         self._connection: Optional[Connection] = None
@@ -125,13 +125,17 @@ class Client(Role, Owner):
         """As `Emitter.on`. A ``connect`` handler that is added while connected is called at once, on a worker thread."""
         return self._register(event, handler, once=False)
 
-    def emit(self, type: str, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
+    def emit(self, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
         """Send one event to the server; return when it is in the hands of the connection.
 
         Blocks while there is no connection or its queue is full, for `timeout` seconds (default: ``config.emit_timeout``
         milliseconds). Raises `EmitTimeout` then, and nothing of the message was or will be sent; `NotConnectedError` if
         the client is destroyed; TypeError or ValueError for data that JSON cannot carry; `ProtocolError` for a message
         over ``config.max_message_size``. Any thread may emit; the messages of one thread arrive in order.
+
+        In raw mode it is ``emit(payload)``: a bytes-like object, a str in ``config.encoding``, or a list of ints. With
+        ``config.sync`` it also blocks until the server has answered the last message with whatever event; in a handler,
+        it queues the message instead (`EmitTimeout` if too much is queued), which leaves in its turn after the handler.
         """
         frame = self._encode(type, data)
         if timeout is None:
@@ -320,7 +324,7 @@ class Client(Role, Owner):
             config.stall_timeout / 1000,
         )
         self._socket = connection
-        self._strand.post(self._announce, True)
+        self._strand.post(self._announce, connection, True)
         with self._changed:
             self._past['connections'] += 1
             if not self._closing:
@@ -352,7 +356,7 @@ class Client(Role, Owner):
             self._lost += connection.pending
             self._changed.notify_all()
             _add(self._past, connection)
-        self._strand.post(self._announce, False)
+        self._strand.post(self._announce, connection, False)
         if self._closing:
             self._destroy()
         else:
@@ -394,7 +398,10 @@ class Client(Role, Owner):
 
     # On the strand
 
-    def _announce(self, connected: bool) -> None:
+    def _deliverer(self) -> Callable[[str, Any], None]:
+        return self._deliver_logged(self._publish)
+
+    def _announce(self, connection: Connection, connected: bool) -> None:
         with self._handlers_lock:
             self._announced = connected
             self._announcements += connected

@@ -1,4 +1,4 @@
-"""``python3 -m nodeipc demo``: a server process and a client process talk, over a Unix socket and then over TCP.
+"""``python3 -m nodeipc demo``: two processes talk, over a Unix socket, then over TCP, and then over UDP.
 
 The calling process is the stage: it starts the two, shows what they say as they say it, and ends them. It has no thread,
 and it leaves no process and no file behind when it is interrupted, terminated or fails. `_world` and `_hello`, at the
@@ -8,6 +8,7 @@ end, are the two roles: what an application would write.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import selectors
@@ -17,10 +18,11 @@ import sys
 import tempfile
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Iterator, List, Tuple, Union
 
 from . import colors
 from .client import Client
+from .events import Emitter
 from .instance import IPC
 from .log import render
 from .server import Server, Socket
@@ -58,30 +60,35 @@ def run() -> int:
 
 def _play(stage: _Stage) -> None:
     stage.say(f'pid {os.getpid()} starts two processes, world and hello, which talk over a Unix socket')
-    world = stage.enter('world')
+    world = stage.enter('world', 'unix')
     stage.wait_for(world, 'listening')
-    hello = stage.enter('hello')
+    hello = stage.enter('hello', 'unix')
     unix = stage.wait_for(hello, 'round trip')
 
     stage.say('world is stopped and started again; hello finds it by itself')
     stage.exit(world)
-    world = stage.enter('world')
+    world = stage.enter('world', 'unix')
     stage.wait_for(hello, 'round trip')
     stage.exit(hello)
     stage.exit(world)
 
-    stage.say('the same over TCP')
-    world = stage.enter('world', port=0)
-    _, port = stage.wait_for(world, 'listening')
-    hello = stage.enter('hello', port=port)
-    tcp = stage.wait_for(hello, 'round trip')
-    stage.exit(hello)
-    stage.exit(world)
-
+    tcp = _play_again(stage, 'tcp')
+    udp = _play_again(stage, 'udp')
     stage.say(
         'done: messages, replies, broadcasts and a reconnection between two processes; a round trip took '
-        f'{_micro(unix)} over the Unix socket and {_micro(tcp)} over TCP (medians of {_PINGS:,})'
+        f'{_micro(unix)} over the Unix socket, {_micro(tcp)} over TCP and {_micro(udp)} over UDP (medians of {_PINGS:,})'
     )
+
+
+def _play_again(stage: _Stage, transport: str) -> float:
+    stage.say(f'the same over {transport.upper()}')
+    world = stage.enter('world', transport)
+    _, port = stage.wait_for(world, 'listening')
+    hello = stage.enter('hello', transport, port)
+    median: float = stage.wait_for(hello, 'round trip')
+    stage.exit(hello)
+    stage.exit(world)
+    return median
 
 
 class _Failure(Exception):
@@ -135,14 +142,14 @@ class _Stage:
         """Show a line of the stage's own."""
         _show('demo', text)
 
-    def enter(self, role: str, port: Optional[int] = None) -> _Player:
-        """Start a process, on the Unix socket in the directory of the stage, or on a TCP port."""
+    def enter(self, role: str, transport: str, port: int = 0) -> _Player:
+        """Start a process, for the Unix socket in the directory of the stage, or for world's port; 0: any that is free."""
         # It finds this very package, and its directory is an empty one, in which nothing can hide a module.
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         path = os.pathsep.join(filter(None, (package, os.environ.get('PYTHONPATH'))))
         try:
             process = subprocess.Popen(
-                (*_COMMAND, role, self._directory, *([] if port is None else [str(port)])),
+                (*_COMMAND, role, self._directory, transport, str(port)),
                 stdin=subprocess.PIPE,
                 stdout=self._children_pipe,
                 stderr=subprocess.PIPE,
@@ -263,11 +270,12 @@ def _micro(seconds: float) -> str:
 
 # The child processes
 
+Emit = Callable[[str, Any], None]
 Say = Callable[..., None]
 Tell = Callable[[str, Any], None]
 
 
-def _world(ipc: IPC, tcp: bool, say: Say, tell: Tell) -> None:
+def _world(ipc: IPC, transport: str, say: Say, tell: Tell) -> None:
     """The server: it answers each message and broadcasts that it came."""
 
     def ready(server: Server) -> None:
@@ -276,7 +284,7 @@ def _world(ipc: IPC, tcp: bool, say: Say, tell: Tell) -> None:
         @server.on('connect')
         def connect(socket: Socket) -> None:
             who = f'pid {socket.peer.pid}' if socket.peer else _readable(socket.address)
-            say(colors.good, 'a client connected :', who)
+            say(colors.good, 'heard a new peer :' if transport == 'udp' else 'a client connected :', who)
 
         @server.on('message')
         def message(data: Any, socket: Socket) -> None:
@@ -290,60 +298,81 @@ def _world(ipc: IPC, tcp: bool, say: Say, tell: Tell) -> None:
 
         @server.on('socket.disconnected')
         def disconnected() -> None:
-            say(colors.notice, 'a client disconnected')
+            say(colors.notice, 'forgot a peer' if transport == 'udp' else 'a client disconnected')
 
-    server = ipc.serve_net(ready) if tcp else ipc.serve(ready)
+    if transport == 'unix':
+        server = ipc.serve(ready)
+    elif transport == 'tcp':
+        server = ipc.serve_net(ready)
+    else:
+        server = ipc.serve_net('udp4', ready)
     server.start()
     tell('listening', server.address)
 
 
-def _hello(ipc: IPC, tcp: bool, say: Say, tell: Tell) -> None:
-    """The client: each time it is connected it says hello, and then measures how long a round trip takes."""
+def _hello(ipc: IPC, transport: str, say: Say, tell: Tell) -> None:
+    """The client: each time it is connected it says hello, and then measures how long a round trip takes.
+
+    UDP has neither clients nor connections: there it is a server too, and begins by itself. It repeats nothing that may be
+    lost, for the stage waits so long and no longer.
+    """
+
+    def converse(here: Emitter, emit: Emit) -> None:
+        seconds: List[float] = []
+
+        @here.on('message')
+        def message(data: Any) -> None:
+            say(colors.debug, 'got a message from world :', data)
+
+        @here.on('news')
+        def news(data: Any) -> None:
+            say(colors.debug, 'got a broadcast from world :', data)
+            seconds.clear()
+            emit('ping', time.perf_counter())
+
+        @here.on('pong')
+        def pong(emitted: float) -> None:
+            seconds.append(time.perf_counter() - emitted)
+            if len(seconds) < _PINGS:
+                emit('ping', time.perf_counter())
+            else:
+                median = sorted(seconds)[_PINGS // 2]
+                say(colors.debug, f'{_PINGS:,} pings there and back, median :', _micro(median))
+                tell('round trip', median)
 
     def ready(world: Client) -> None:
         say(colors.good, f'pid {os.getpid()}, connecting to', _readable(world.address))
-        seconds: List[float] = []
+        converse(world, world.emit)
 
         @world.on('connect')
         def connect() -> None:
             say(colors.rainbow, '## connected to world ##')
             world.emit('message', 'hello')
 
-        @world.on('message')
-        def message(data: Any) -> None:
-            say(colors.debug, 'got a message from world :', data)
-
-        @world.on('news')
-        def news(data: Any) -> None:
-            say(colors.debug, 'got a broadcast from world :', data)
-            seconds.clear()
-            world.emit('ping', time.perf_counter())
-
-        @world.on('pong')
-        def pong(emitted: float) -> None:
-            seconds.append(time.perf_counter() - emitted)
-            if len(seconds) < _PINGS:
-                world.emit('ping', time.perf_counter())
-            else:
-                median = sorted(seconds)[_PINGS // 2]
-                say(colors.debug, f'{_PINGS:,} pings there and back, median :', _micro(median))
-                tell('round trip', median)
-
         @world.on('disconnect')
         def disconnect() -> None:
             say(colors.notice, 'disconnected from world')
 
-    if tcp:
+    def ready_udp(server: Server) -> None:
+        world = (ipc.config.network_host, ipc.config.network_port)
+        say(colors.good, f'pid {os.getpid()}, at', _readable(server.address), 'emits to', _readable(world))
+        emit = functools.partial(server.emit, world)
+        converse(server, emit)
+        emit('message', 'hello')
+
+    if transport == 'unix':
+        ipc.connect_to('world', ready)
+    elif transport == 'tcp':
         ipc.connect_to_net('world', ready)
     else:
-        ipc.connect_to('world', ready)
+        ipc.serve_net(0, 'udp4', ready_udp).start()
 
 
 def _readable(address: Union[str, Tuple[str, int]]) -> str:
     return address if isinstance(address, str) else '{}:{}'.format(*address)
 
 
-def _main(role: str, directory: str, port: str = '') -> None:
+def _main(role: str, directory: str, transport: str, port: str) -> None:
     """Play a role in a child process until stdin ends."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
@@ -355,10 +384,9 @@ def _main(role: str, directory: str, port: str = '') -> None:
 
     ipc = IPC(id=role, retry=_RETRY_MILLISECONDS, log_in_color=True, logger=lambda line: tell('says', line))
     ipc.config.socket_root = os.path.join(directory, '')
-    if port:
-        ipc.config.network_port = int(port)
+    ipc.config.network_port = int(port)
     with ipc:
-        {'world': _world, 'hello': _hello}[role](ipc, bool(port), say, tell)
+        {'world': _world, 'hello': _hello}[role](ipc, transport, say, tell)
         sys.stdin.read()
         say(colors.notice, 'stopping')
 

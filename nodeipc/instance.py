@@ -24,6 +24,7 @@ from .log import render
 from .reentry import calls_out
 from .server import Server
 from .stream import StreamServer
+from .sync import SyncClient
 
 # How long the interpreter's exit waits for handlers that are still running.
 _EXIT_SECONDS = 5.0
@@ -285,7 +286,8 @@ class IPC:
         with self._lock:
             old = self._clients.get(id)
             if old is None or not old._usable:
-                client = Client(id, address, self.config, self._running(), self.log, self._removed)
+                make = SyncClient if self.config.sync else Client
+                client = make(id, address, self.config, self._running(), self.log, self._removed)
                 client._engine.endpoints[client] = None
                 self._clients[id] = client
                 old = None

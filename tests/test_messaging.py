@@ -150,11 +150,11 @@ def test_arguments_may_be_left_out_in_order(make: Any, tmp_path: Any) -> None:
     assert ipc.serve_net(8001, print).address == ('127.0.0.9', 8001)
     assert ipc.server.address == ('127.0.0.9', 8001)
     for wrong in ((8001, 'localhost'), (print, 8001), (b'host',), (True,)):
-        with pytest.raises(TypeError, match='serve_net: .* wrong'):
+        with pytest.raises(TypeError, match='serve_net.* wrong'):
             ipc.serve_net(*wrong)
     with pytest.raises(ValueError, match='0 to 65535'):
         ipc.serve_net(70000)
-    with pytest.raises(TypeError, match='connect_to: 5 has the wrong type'):
+    with pytest.raises(TypeError, match='connect_to.*: 5 has the wrong type'):
         ipc.connect_to('x', 5)
     with pytest.raises(TypeError, match='id must be a str'):
         ipc.connect_to(None)

@@ -15,7 +15,7 @@ from typing import Any, Iterator, List
 import pytest
 
 import nodeipc
-from nodeipc import EmitTimeout, NotConnectedError, connector
+from nodeipc import EmitTimeout, NotConnectedError, lookup
 
 from .conftest import Log, eventually
 
@@ -298,7 +298,7 @@ def test_a_full_backlog_of_a_unix_server_is_waited_for(make: Any, tmp_path: Any)
 
 def test_a_name_that_resolves_slowly_blocks_nobody(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    resolve = connector.resolve
+    resolve = lookup.resolve
 
     def slow(address: Any, family: Any, numeric: bool = False) -> Any:
         if address.host == 'slow.invalid' and not numeric:
@@ -306,7 +306,7 @@ def test_a_name_that_resolves_slowly_blocks_nobody(make: Any, monkeypatch: pytes
             raise socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
         return resolve(address, family, numeric)
 
-    monkeypatch.setattr(connector, 'resolve', slow)
+    monkeypatch.setattr(lookup, 'resolve', slow)
     ipc = make()
     log, answers = Log(), Log()
     ipc.connect_to_net('slow', 'slow.invalid', 8000, lambda client: client.on('*', log))
@@ -322,14 +322,14 @@ def test_a_name_that_resolves_slowly_blocks_nobody(make: Any, monkeypatch: pytes
 
 def test_a_look_up_that_ends_after_disconnect_is_ignored(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    resolve = connector.resolve
+    resolve = lookup.resolve
 
     def slow(address: Any, family: Any, numeric: bool = False) -> Any:
         if not numeric:
             gate.wait(30)
         return resolve(address, family, numeric)
 
-    monkeypatch.setattr(connector, 'resolve', slow)
+    monkeypatch.setattr(lookup, 'resolve', slow)
     log = Log()
     client = make().connect_to_net('slow', 'localhost', 9, lambda client: client.on('*', log))
     client.disconnect()
@@ -350,9 +350,9 @@ def test_every_address_of_a_name_is_tried(make: Any, monkeypatch: pytest.MonkeyP
             (socket.AF_INET, ('127.0.0.1', closed.getsockname()[1])),
             (socket.AF_INET, ('127.0.0.1', port)),
         ]
-        resolve = connector.resolve
+        resolve = lookup.resolve
         monkeypatch.setattr(
-            connector,
+            lookup,
             'resolve',
             lambda address, family, numeric=False: resolve(address, family, True) if numeric else candidates,
         )
