@@ -79,6 +79,22 @@ class UDPAddress(NamedTuple):
         return 65507 if self.version == 4 else 65527
 
 
+# Which version of the Internet Protocol a UDP socket has, and the loopback address in it.
+UDP_TYPES = {'udp4': (4, '127.0.0.1'), 'udp6': (6, '::1')}
+
+
+def udp_address(host: str, port: int, version: int) -> UDPAddress:
+    """Return an address of a version; what means this machine in either version means it in this one.
+
+    >>> str(udp_address('localhost', 8000, 6))
+    'udp://[::1]:8000'
+    """
+    loopbacks = dict(UDP_TYPES.values())
+    if host == 'localhost' or host in loopbacks.values():
+        host = loopbacks[version]
+    return UDPAddress(host, port, version)
+
+
 StreamAddress = Union[UnixAddress, TCPAddress]
 NetAddress = Union[TCPAddress, UDPAddress]
 Address = Union[StreamAddress, UDPAddress]

@@ -33,8 +33,8 @@ class Channel(Owned):
 
     __slots__ = (
         '_closed', '_closing', '_limit', '_lock', '_max_pending', '_name', '_open', '_outbox', '_reactor', '_reading',
-        '_room', '_sock', '_stall', '_started', '_tell_closed', '_tell_failed', '_tell_received', '_timer', '_watched', 'address',
-        'bytes_in', 'bytes_out', 'messages_in', 'messages_out', 'pending',
+        '_room', '_sock', '_stall', '_started', '_tell_closed', '_tell_failed', '_tell_received', '_timer',
+        '_watched', 'address', 'bytes_in', 'bytes_out', 'messages_in', 'messages_out', 'pending',
     )
 
     def __init__(

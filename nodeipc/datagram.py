@@ -11,7 +11,7 @@ import logging
 from collections import OrderedDict
 from typing import Any, List, Mapping, Optional
 
-from .address import Listener, SocketAddress, UDPAddress, adopt, listen
+from .address import Listener, SocketAddress, UDPAddress, adopt, listen, udp_address
 from .channel import Channel
 from .deadline import Deadline
 from .engine import Engine
@@ -140,7 +140,7 @@ class DatagramServer(Server):
                 f"{self}: emit takes a peer, (host, port) or {{'address': host, 'port': port}} first, a port being an int "
                 f'from 1 to 65535, not {target!r}'
             )
-        return UDPAddress(host, port, self._where.version)
+        return udp_address(host, port, self._where.version)
 
     def _remembers(self, peer: DatagramPeer) -> bool:
         return self._sockets.get(peer._where) is peer

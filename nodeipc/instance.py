@@ -12,7 +12,7 @@ import socket
 import threading
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-from .address import Address, StreamAddress, TCPAddress, UDPAddress, UnixAddress, bound_address
+from .address import UDP_TYPES, Address, StreamAddress, TCPAddress, UDPAddress, UnixAddress, bound_address, udp_address
 from .client import Client
 from .config import Config
 from .datagram import DatagramServer
@@ -154,7 +154,9 @@ class IPC:
         if sock is not None:
             return self._serve(_given(sock, host, port, udp_type), callback, sock)
         address = self._net(host, port)
-        return self._serve(_udp(address, udp_type) if udp_type else address, callback, sock)
+        if udp_type is None:
+            return self._serve(address, callback, sock)
+        return self._serve(udp_address(*address, UDP_TYPES[udp_type.lower()][0]), callback, sock)
 
     def connect_to(self, id: str, path: Any = None, callback: Optional[Handler] = None) -> Client:
         """Make a client of a Unix-socket server, put it in `of`, call `callback`, start connecting, return the client.
@@ -326,16 +328,6 @@ class IPC:
         return TCPAddress(host or config.network_host, port)
 
 
-def _udp(address: TCPAddress, udp_type: str) -> UDPAddress:
-    version, loopback = _UDP_TYPES[udp_type.lower()]
-    return UDPAddress(loopback if address.host in _LOOPBACKS else address.host, address.port, version)
-
-
-# As in node-ipc, a server that is asked for the loopback address of the other version means its own.
-_UDP_TYPES = {'udp4': (4, '127.0.0.1'), 'udp6': (6, '::1')}
-_LOOPBACKS = [loopback for _, loopback in _UDP_TYPES.values()]
-
-
 def _given(sock: Any, *others: Any) -> Address:
     if any(other is not None for other in others):
         raise TypeError('sock= is bound already; leave out the address')
@@ -345,7 +337,7 @@ def _given(sock: Any, *others: Any) -> Address:
 
 
 def _is_udp_type(value: Any) -> bool:
-    return isinstance(value, str) and value.lower() in _UDP_TYPES
+    return isinstance(value, str) and value.lower() in UDP_TYPES
 
 
 def _is_host(value: Any) -> bool:

@@ -32,28 +32,23 @@ def look_up(
     failed: Callable[[OSError], Any],
     reactor: Reactor,
 ) -> None:
-    """Have `found` or `failed` called on the reactor thread: at once for an IP address, later for a name."""
+    """Have `found` or `failed` called: at once for an IP address, later and on the reactor thread for a name."""
     try:
         candidates = resolve(address, family, numeric=True)
     except (OSError, UnicodeError):
-        _ask(address, family, lambda names: reactor.call(found, names), lambda error: reactor.call(failed, error))
+        pass
     else:
         found(candidates)
-
-
-def _ask(
-    address: NetAddress, family: Optional[int], found: Callable[[Found], Any], failed: Callable[[OSError], Any]
-) -> None:
-    """Look a name up in a thread of its own, which calls one of the two."""
+        return
 
     def ask() -> None:
         try:
             candidates = resolve(address, family)
         except (OSError, UnicodeError) as error:
             message = getattr(error, 'strerror', None) or str(error)
-            failed(OSError(getattr(error, 'errno', None), f'cannot look up {address.host!r}: {message}'))
+            reactor.call(failed, OSError(getattr(error, 'errno', None), f'cannot look up {address.host!r}: {message}'))
         else:
-            found(candidates)
+            reactor.call(found, candidates)
 
     try:
         threading.Thread(target=ask, name='nodeipc-lookup', daemon=True).start()
@@ -91,14 +86,6 @@ class Names:
         known = self._known.get(address)
         if known is not None and known[1] > time.monotonic():
             return known[0]
-        try:
-            where = resolve(address, numeric=True)[0][1]
-        except (OSError, UnicodeError):
-            return self._wait(address, deadline)
-        self._remember(address, where)
-        return where
-
-    def _wait(self, address: UDPAddress, deadline: Deadline) -> SocketAddress:
         with self._changed:
             question = self._asked.get(address) or self._ask(address)
 
@@ -117,12 +104,17 @@ class Names:
 
     def _ask(self, address: UDPAddress) -> _Question:
         question = self._asked[address] = _Question()
+        known = self._known.get(address)
+        if known is not None and known[1] > time.monotonic():  # since the caller looked
+            self._answered(address, question, known[0], None)
+            return question
         try:
-            _ask(
+            look_up(
                 address,
                 None,
                 lambda found: self._answered(address, question, found[0][1], None),
                 lambda error: self._answered(address, question, None, error),
+                self._reactor,
             )
         except BaseException:  # Ctrl-C: nobody shall wait for an answer that may not come
             self._asked.pop(address, None)

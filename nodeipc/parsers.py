@@ -107,7 +107,7 @@ class _Custom(Codec):
             raise TypeError(f'an event type must be a str, not {type.__class__.__name__}: {type!r}')
         frame = self._parser.encode(type, data)
         if not isinstance(frame, (bytes, bytearray)):
-            raise TypeError(f'config.parser: encode of {self._parser!r} must return bytes, not {_excerpt(frame)}')
+            raise TypeError(f'encode of {_name(self._parser)} must return bytes, not {_excerpt(frame)}')
         return bytes(frame)
 
     def decoder(self) -> _CustomDecoder:
@@ -133,7 +133,7 @@ class _CustomDecoder:
             raise
         except Exception as error:
             raise ProtocolError(
-                INVALID_MESSAGE, f'config.parser {self._parser!r} refused what came, or failed: {error!r}'
+                INVALID_MESSAGE, f'{_name(self._parser)} refused what came, or failed: {error!r}'
             ) from error
 
 
@@ -153,6 +153,10 @@ def make_parser(config: Config) -> Codec:
             return _Custom(chosen())
         return _Custom(chosen(config))
     return _Custom(chosen)
+
+
+def _name(parser: Parser) -> str:
+    return f'the config.parser {parser.__class__.__name__}'
 
 
 def _excerpt(value: Any) -> str:

@@ -230,8 +230,8 @@ class SyncClient(Client):
             self._queued_bytes = 0
             self._changed.notify_all()
         if count:
-            what = 'a message that a handler' if count == 1 else f'{count} messages that handlers'
-            why = f'{self}: {what} emitted had not had its turn when the connection was lost, and will not be sent'
+            what = 'a message that a handler emitted' if count == 1 else f'{count} messages that handlers emitted'
+            why = f'{self}: {what} will not be sent, because the connection was lost before their turn'
             self._report(NotConnectedError(why), level=logging.WARNING)
 
     def _publish_destroy(self) -> None:
