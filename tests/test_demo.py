@@ -101,35 +101,54 @@ def check_conversation(lines: List[str]) -> None:
     """See that what was promised was shown, in the order in which it happens."""
     assert {line[:7] for line in lines} == {'demo  │', 'world │', 'hello │'}
     conversation = [
-        'hello │ ## connected to world ##',
         'world │ got a message : hello',
         'hello │ got a message from world : hello world!',
         'hello │ got a broadcast from world : somebody said hello',
         r'hello │ 1,000 pings there and back, median : \d+ µs',
     ]
+    connected = 'hello │ ## connected to world ##'
     goodbye = ['hello │ stopping', 'world │ stopping']
     in_order(
         lines,
         r'demo  │ pid \d+ starts .* Unix socket',
         r'world │ pid \d+, listening at /.*/app\.world',
         r'hello │ pid \d+, connecting to /.*/app\.world',
+        connected,
         *conversation,
         'demo  │ world is stopped .*',
         'world │ stopping',
-        'hello │ disconnected from world',
         r'world │ pid \d+, listening at /.*/app\.world',
         *conversation,
         *goodbye,
         'demo  │ the same over TCP',
         r'world │ pid \d+, listening at 127\.0\.0\.1:\d+',
         r'hello │ pid \d+, connecting to 127\.0\.0\.1:\d+',
+        connected,
         *conversation,
         *goodbye,
+        'demo  │ the same over UDP',
+        r'world │ pid \d+, listening at 127\.0\.0\.1:\d+',
+        r'hello │ pid \d+, at 127\.0\.0\.1:\d+ emits to .*',
+        'world │ heard a new peer : .*',
+        *conversation,
+        *goodbye,
+        'world │ forgot a peer',
     )
+    # It may be connected before world has said that it listens.
+    in_order(lines, 'demo  │ world is stopped .*', 'hello │ disconnected from world', connected, conversation[0])
+    text = '\n'.join(lines)
+    assert re.search(  # in UDP, too, the address that one has is the one that the other knows
+        r'world │ pid \d+, listening at (\S+)\nhello │ pid \d+, at (\S+) emits to \1\nworld │ heard a new peer : \2\n', text
+    )
+    assert lines.count(connected) == 3
     assert lines.count('hello │ disconnected from world') == 3
     assert lines.count('world │ a client disconnected') == 3
-    assert len(set(re.findall(r'^\S+ *│ pid \d+', '\n'.join(lines), re.MULTILINE))) == 6  # each process says it once
-    assert re.fullmatch(r'demo  │ done: .* \d+ µs over the Unix socket and \d+ µs over TCP .*1,000.*', lines[-1])
+    assert len(set(re.findall(r'^\S+ *│ pid \d+', text, re.MULTILINE))) == 8  # each process says it once
+    medians = re.findall(r'median : (\d+) µs', text)
+    assert len(medians) == 4
+    del medians[1]  # after the reconnection
+    named = 'demo  │ done: .* {} µs over the Unix socket, {} µs over TCP and {} µs over UDP .*1,000.*'
+    assert re.fullmatch(named.format(*medians), lines[-1])
 
 
 def in_order(lines: List[str], *patterns: str) -> None:
@@ -177,13 +196,14 @@ def test_the_demo_runs_uninstalled_from_a_directory_full_of_traps(start: Any, tm
     check_conversation(shown_by(start(sys.executable, str(script), 'demo', PYTHONPATH='')))
 
 
-@pytest.mark.parametrize('moment', ['pid', 'connected to world', 'the same over TCP'])
+@pytest.mark.parametrize('moment', ['pid', 'connected to world', 'the same over TCP', 'emits to'])
 def test_ctrl_c_ends_the_demo_quietly(moment: str, start: Any) -> None:
     process = start()
     assert any(moment in line for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does
-    assert process.communicate(timeout=SECONDS)[1] == ''
-    assert process.returncode == 130
+    output, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, errors) == (130, '')
+    assert 'done' not in output
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
@@ -264,6 +284,20 @@ def test_a_child_that_chatters_for_ever_is_given_up(act: Any, capsys: pytest.Cap
     assert 'world │ patience\n' in output
 
 
+def test_an_act_whose_datagrams_are_lost_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose = 'import socket, sys; socket.socket.sendto = lambda self, datagram, where: len(datagram)'
+    program = f'{lose}; from nodeipc import demo; demo._main(*sys.argv[1:])'
+    monkeypatch.setattr(demo, '_COMMAND', (sys.executable, '-c', program))
+    monkeypatch.setattr(demo, '_STEP_SECONDS', 3)
+    monkeypatch.setattr(demo, '_play', lambda stage: demo._play_again(stage, 'udp'))
+    assert demo.run() == 1
+    output, errors = capsys.readouterr()
+    assert 'emits to 127.0.0.1:' in output
+    assert re.fullmatch(r"nodeipc demo: hello \(pid \d+\) has not come to 'round trip' within 3 s\n", errors)
+
+
 def test_a_child_that_does_not_end_is_given_up(act: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert act('play(); time.sleep(600)', seconds=0.5) == 1
     assert re.match(r'nodeipc demo: world \(pid \d+\) has not ended within 0.5 s\n', capsys.readouterr().err)
@@ -280,8 +314,8 @@ def test_a_child_that_fails_at_its_end_fails_the_demo(act: Any, capsys: pytest.C
 def test_what_a_child_complains_of_is_shown_though_it_ends_well(act: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert act('sys.stderr.write(f"a warning from {role}"); play()') == 0
     errors = capsys.readouterr().err
-    assert errors.count('a warning from world') == 3
-    assert errors.count('a warning from hello') == 2
+    assert errors.count('a warning from world') == 4
+    assert errors.count('a warning from hello') == 3
 
 
 def test_a_child_that_cannot_be_started_fails_the_demo(
@@ -299,7 +333,7 @@ def test_an_output_without_our_characters_gets_others(act: Any) -> None:
         assert act('tell("says", "n\\u00e4mlich"); play()') == 0
     lines = output.buffer.getvalue().decode('ascii').splitlines()  # type: ignore[attr-defined]
     assert 'world | n\\xe4mlich' in lines
-    assert '61 us over the Unix socket and 61 us over TCP' in lines[-1]
+    assert '61 us over the Unix socket, 61 us over TCP and 61 us over UDP' in lines[-1]
 
 
 def test_a_demo_leaves_signals_as_they_were(act: Any) -> None:

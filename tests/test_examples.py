@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Iterator, List, Tuple
 
 import pytest
 
@@ -46,11 +47,16 @@ class Program:
             pass
         assert self.said == list(lines), self.errors.read_text()
 
-    def interrupt(self) -> None:
-        """Press Ctrl-C, and see that it ends without a complaint."""
+    def complains(self, count: int) -> str:
+        """Wait until it has complained of so many things, each in a line; return all that."""
+        eventually(lambda: self.errors.read_text().count('\n') >= count)
+        return self.errors.read_text()
+
+    def interrupt(self, complaints: str = '') -> None:
+        """Press Ctrl-C, and see that it ends without a complaint, but for those of before."""
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait(20) == 0
-        assert self.errors.read_text() == ''
+        assert self.errors.read_text() == complaints
 
 
 @pytest.fixture
@@ -83,12 +89,13 @@ def run_pair(run: Any, transport: str) -> Callable[[str], Program]:
     return run_one
 
 
-def free_port() -> int:
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
     """Return a port that is free and that the system gives to nobody who asks for any."""
     while True:
         port = random.randrange(10000, 30000)
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket(type=kind) as sock:
+            if kind == socket.SOCK_STREAM:  # UDP sockets would share it
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 sock.bind(('127.0.0.1', port))
             except OSError:
@@ -154,3 +161,176 @@ def test_a_broadcast_reaches_every_client(run: Any) -> None:
     goodbye.says(connected, from_goodbye, 'disconnected from world')
     hello.interrupt()
     goodbye.interrupt()
+
+
+def udp_events(port: int) -> Any:
+    """Return what the UDP server at `port` says it listens for; None if there is no answer (yet)."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.settimeout(1)
+        sock.connect(('127.0.0.1', port))
+        try:
+            sock.send(b'{"type":"get.events.listening","data":{}}\f')
+            return json.loads(sock.recv(65536).rstrip(b'\f'))['data']
+        except OSError:
+            return None
+
+
+def test_udp_hello_and_world_talk_and_say_what_they_listen_for(run: Any) -> None:
+    events = {'message': 'This event type listens for message strings as value of data key.'}
+    world_port = free_port(socket.SOCK_DGRAM)
+    world = run('udp/world_server.py', str(world_port))
+    assert eventually(lambda: udp_events(world_port)) == {'id': 'world', 'events': events}
+
+    hello_port = free_port(socket.SOCK_DGRAM)
+    hello = run('udp/hello_server.py', str(hello_port), str(world_port))
+    hello.says('got a message from  world : Hello world!')
+    world.says('got a message from  hello : Hello')
+    assert eventually(lambda: udp_events(hello_port)) == {'id': 'hello', 'events': events}
+
+    hello.interrupt()
+    world.interrupt()
+    hello.says('got a message from  world : Hello world!')
+    world.says('got a message from  hello : Hello')
+
+
+def raw_bytes(program: Program) -> bytes:
+    """Return the bytes that a program of the raw example has got, in however many pieces."""
+    return bytes.fromhex(''.join(line.split()[-1] for line in program.said if line.startswith('got bytes')))
+
+
+def test_raw_hello_and_world_exchange_bytes(run: Any) -> None:
+    world = run('raw/world_server.py')
+    eventually(is_listening)
+    hello = run('raw/hello_client.py')
+    eventually(lambda: raw_bytes(hello) == b'HELLO WORLD!')
+    assert raw_bytes(world) == b'hello world!'
+    assert hello.said[0] == '## connected to world ## 1500'
+
+    world.interrupt()
+    eventually(lambda: hello.said[-1] == 'disconnected from world')
+    hello.interrupt()
+    assert raw_bytes(hello) == b'HELLO WORLD!'
+
+
+class Talker:
+    """Somebody at nc."""
+
+    def __init__(self, port: int) -> None:
+        self.sock = socket.create_connection(('127.0.0.1', port), timeout=20)
+        self._answers = self.sock.makefile('rb')
+
+    def __enter__(self) -> Talker:
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._answers.close()
+        self.sock.close()
+
+    def types(self, text: bytes) -> None:
+        self.sock.sendall(text)
+
+    def gets(self, type: str, data: Any) -> None:
+        """Wait for an answer, and see that it is this."""
+        assert json.loads(self._answers.readline()) == {'type': type, 'data': data}
+
+    def is_left(self) -> bool:
+        """Whether the server closes the connection and says nothing more."""
+        try:
+            return not self._answers.read()
+        except ConnectionResetError:  # it had not read everything
+            return True
+
+
+@pytest.fixture
+def line_server(run: Any) -> Tuple[Program, int]:
+    """The line server, and the port where it listens."""
+    port = free_port()
+    server: Program = run('parser/line_server.py', str(port))
+    eventually(lambda: is_listening(port) or server.process.poll() is not None)
+    return server, port
+
+
+def test_each_line_is_answered_however_the_lines_are_cut(line_server: Tuple[Program, int]) -> None:
+    server, port = line_server
+    with Talker(port) as talker:
+        talker.types(b'{"type":"message","data":"hello"}\n')
+        talker.gets('message', 'hello world!')
+        talker.types(b'"hello"\n{"type":"mess')
+        talker.gets('line', 'hello')  # so the start of the next has been read
+        talker.types(b'age","data":"in two"}\n')
+        talker.gets('message', 'in two world!')
+
+        talker.types(b'"two"\n\r\n{"lines":["at once"]}\r\n')
+        talker.gets('line', 'two')
+        talker.gets('line', {'lines': ['at once']})
+
+        talker.types(b'{"type":"get.events.listening"}\n')
+        descriptions = {'message': 'A string, which is greeted.', 'line': 'Any JSON value, which is sent back.'}
+        talker.gets('events.listening', {'id': 'lines', 'events': descriptions})
+    server.says(
+        'got a message :  hello',
+        'got a line :  hello',
+        'got a message :  in two',
+        'got a line :  two',
+        "got a line :  {'lines': ['at once']}",
+    )
+    server.interrupt()
+
+
+def test_the_end_of_the_stream_ends_the_last_line(line_server: Tuple[Program, int]) -> None:
+    server, port = line_server
+    with Talker(port) as talker:
+        talker.types(b'"first"\n"last"')
+        talker.sock.shutdown(socket.SHUT_WR)
+        talker.gets('line', 'first')
+        talker.gets('line', 'last')
+        assert talker.is_left()
+    server.interrupt()
+
+
+def test_a_malformed_line_closes_only_its_connection(line_server: Tuple[Program, int]) -> None:
+    server, port = line_server
+    with Talker(port) as other:
+        other.types(b'"before"\n')
+        other.gets('line', 'before')
+        malformed = [b'nonsense\n', b'{"half":\n', b'NaN\n', b'"\xff"\n', b'"' + b'x' * 65536]
+        for number, line in enumerate(malformed, 1):
+            with Talker(port) as talker:
+                talker.types(b'"good"\n')
+                talker.gets('line', 'good')
+                talker.types(line)
+                assert talker.is_left(), line
+            server.complains(number)
+        with Talker(port) as talker:
+            talker.types(b'"without an end')
+            talker.sock.shutdown(socket.SHUT_WR)
+            assert talker.is_left()
+        complaints = server.complains(len(malformed) + 1)
+        other.types(b'"after"\n')
+        other.gets('line', 'after')
+    assert complaints.count('refused what came') == len(complaints.splitlines()) == len(malformed) + 1
+    server.interrupt(complaints)
+
+
+def test_a_sync_client_asks_when_the_last_was_answered(run: Any) -> None:
+    world = run('sync/world_server.py')
+    eventually(is_listening)
+    hello = run('sync/hello_client.py')
+    conversation = [
+        '## connected to world ## 1500',
+        'got a message from world :  hello 0 world!',
+        'got a message from world :  hello 1 world!',
+        'got a message from world :  hello 2 world!',
+    ]
+    hello.says(*conversation)
+    world.says(
+        'got a message :  hello 0',
+        'answering :  hello 0',
+        'got a message :  hello 1',
+        'answering :  hello 1',
+        'got a message :  hello 2',
+        'answering :  hello 2',
+    )
+    world.interrupt()
+    hello.says(*conversation, 'disconnected from world')
+    hello.interrupt()

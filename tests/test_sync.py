@@ -1,0 +1,494 @@
+"""``config.sync``: the next message leaves when the server has answered the last."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, List
+
+import pytest
+
+from nodeipc import EmitTimeout, NotConnectedError
+
+from .conftest import Log, eventually
+
+
+class Shy:
+    """A server that answers when the test says so, and sees how many questions are open at once."""
+
+    def __init__(self, pair: Any, **settings: Any) -> None:
+        self.world = pair(**settings)
+        self.asked: List[Any] = []
+        self.sockets: List[Any] = []
+        self.answered = 0
+        self.world.server.on('ask', self.ask)
+        self.world.start()
+
+    def ask(self, data: Any, socket: Any) -> None:
+        self.asked.append(data)
+        self.sockets.append(socket)
+
+    def answer(self) -> None:
+        """Answer the next question, when it has come."""
+        eventually(lambda: len(self.asked) > self.answered)
+        assert len(self.asked) == self.answered + 1  # never two at once
+        self.answered += 1
+        self.sockets[-1].emit('answer', self.asked[-1])
+
+
+@pytest.fixture
+def shy(pair: Any) -> Any:
+    return lambda **settings: Shy(pair, **settings)
+
+
+def echo(pair: Any, **settings: Any) -> Any:
+    """A server that answers at once, and notes the most questions it had in hand."""
+    world = pair(**settings)
+    world.server.on('ask', lambda data, socket: socket.emit('answer', data))
+    return world.start()
+
+
+def test_an_emit_waits_for_the_answer_to_the_last(shy: Any) -> None:
+    server = shy()
+    client = server.world.connect(sync=True)
+    client.emit('ask', 0)
+    emitted = [0]
+
+    def emit() -> None:
+        for number in range(1, 6):
+            client.emit('ask', number)
+            emitted.append(number)
+
+    thread = threading.Thread(target=emit)
+    thread.start()
+    for number in range(6):
+        eventually(lambda number=number: server.asked == list(range(number + 1)))
+        assert emitted == list(range(number + 1)) or emitted == list(range(number))
+        server.answer()
+    thread.join(20)
+    assert server.asked == list(range(6))
+
+
+def test_without_an_answer_an_emit_times_out_and_nothing_is_sent(shy: Any) -> None:
+    server = shy()
+    client = server.world.connect(sync=True)
+    client.emit('ask', 1)
+    with pytest.raises(EmitTimeout, match=r"client 'world' .* has not answered the last message within 0.05 s.*config.sync"):
+        client.emit('ask', 'never', timeout=0.05)
+    server.answer()
+    client.emit('ask', 2)
+    server.answer()
+    client.emit('ask', 3)
+    server.answer()
+    assert server.asked == [1, 2, 3]
+
+
+def test_the_first_emit_waits_for_a_connection(make: Any) -> None:
+    client = make(sync=True).connect_to('nobody')
+    with pytest.raises(EmitTimeout, match='no connection within 0.05 s, nothing was sent; is the server running.*cannot'):
+        client.emit('ask', 1, timeout=0.05)
+    log = Log()
+    ipc = make(id='nobody')
+    ipc.serve(lambda server: server.on('*', log)).start()
+    client.emit('ask', 2, timeout=20)
+    assert [data for data, _ in log.wait('ask')] == [2]
+
+
+def test_many_threads_take_turns(pair: Any) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        world = pair()
+        open_now: List[int] = [0]
+        most: List[int] = [0]
+
+        @world.server.on('ask')
+        def ask(data: Any, socket: Any) -> None:
+            open_now[0] += 1
+            most[0] = max(most[0], open_now[0])
+            open_now[0] -= 1
+            socket.emit('answer', data)
+
+        world.start()
+        log = Log()
+        client = world.connect(log, sync=True)
+
+        def emit(n: int) -> None:
+            for i in range(50):
+                client.emit('ask', [n, i], timeout=60)
+
+        threads = [threading.Thread(target=emit, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        answers = [data for (data,) in log.wait('answer', 400, timeout=60)]
+        for thread in threads:
+            thread.join(20)
+        assert most == [1]
+        for n in range(8):
+            assert [i for m, i in answers if m == n] == list(range(50))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize('workers', [0, 1, 4])
+def test_emits_in_handlers_are_queued_and_leave_in_order(pair: Any, workers: int) -> None:
+    world = echo(pair)
+    log = Log()
+
+    def ready(client: Any) -> None:
+        client.on('*', log)
+
+        @client.on('connect')
+        def connect() -> None:
+            for number in range(10):
+                client.emit('ask', number, timeout=0.1)
+
+        @client.on('answer')
+        def answer(data: Any) -> None:
+            if isinstance(data, int) and data % 3 == 0:
+                client.emit('ask', f'after {data}', timeout=0.1)
+
+    ipc = world.make(id='client', sync=True, workers=workers)
+    if world.transport == 'unix':
+        ipc.connect_to('world', world.server.address, ready)
+    else:
+        ipc.connect_to_net('world', *world.server.address, ready)
+    expected = [*range(10), 'after 0', 'after 3', 'after 6', 'after 9']
+    assert [data for (data,) in log.wait('answer', 14)] == expected
+    assert not log.of('error')
+
+
+def test_a_queued_emit_leaves_after_the_handler_has_returned(shy: Any) -> None:
+    server = shy()
+    client = server.world.connect(sync=True)
+    gate = threading.Event()
+    entered = threading.Event()
+
+    @client.on('answer')
+    def answer(data: int) -> None:
+        client.emit('ask', data + 10)
+        entered.set()
+        assert gate.wait(20)
+
+    client.emit('ask', 1)
+    server.answer()
+    assert entered.wait(20)
+    assert client.stats()['pending_bytes'] == len(b'{"type":"ask","data":11}\f')
+    assert server.asked == [1]
+    gate.set()
+    eventually(lambda: server.asked == [1, 11])
+    assert client.stats()['pending_bytes'] == 0
+
+
+def test_what_handlers_queued_goes_before_threads_that_wait(shy: Any) -> None:
+    server = shy()
+    client = server.world.connect(sync=True)
+    client.once('answer', lambda: [client.emit('ask', n) for n in ('a', 'b')])
+    client.emit('ask', 1)
+    thread = threading.Thread(target=client.emit, args=('ask', 'thread'))
+    thread.start()
+    for _ in range(4):
+        server.answer()
+    thread.join(20)
+    assert server.asked == [1, 'a', 'b', 'thread']
+
+
+def test_what_handlers_queue_is_bounded(shy: Any) -> None:
+    server = shy()
+    log = Log()
+    client = server.world.connect(log, sync=True, max_pending_bytes=1000)
+
+    @client.once('answer')
+    def flood() -> None:
+        while True:
+            client.emit('ask', 'x' * 50)
+
+    client.emit('ask', 1)
+    server.answer()
+    ((error,),) = log.wait('error')
+    assert isinstance(error, EmitTimeout)
+    assert 'wait for their turns, and a handler cannot wait' in str(error)
+    assert 1000 < client.stats()['pending_bytes'] + 80 < 1200
+    client.disconnect(timeout=0.05)
+
+
+def test_any_event_is_an_answer(shy: Any) -> None:
+    server = shy()
+    client = server.world.connect(sync=True)
+    client.emit('ask', 1)
+    eventually(lambda: server.asked == [1])
+    server.world.server.broadcast('news', 'sun')
+    client.emit('ask', 2, timeout=20)
+    eventually(lambda: server.asked == [1, 2])
+
+
+def test_an_answer_whose_handler_raises_is_an_answer(pair: Any) -> None:
+    world = echo(pair)
+    client = world.connect(sync=True)
+    client.on('answer', lambda: [][1])
+    for number in range(3):
+        client.emit('ask', number, timeout=20)
+
+
+def test_raw_mode_takes_turns_too(pair: Any) -> None:
+    world = pair(raw_buffer=True)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    client = world.connect(sync=True, raw_buffer=True)
+    client.emit(b'one')
+    ((_, socket),) = log.wait('data')
+    with pytest.raises(EmitTimeout):
+        client.emit(b'two', timeout=0.05)
+    socket.emit(b'!')
+    client.emit(b'three')
+    assert [data for data, _ in log.wait('data', 2)] == [b'one', b'three']
+
+
+def test_a_batch_takes_turns(pair: Any) -> None:
+    world = echo(pair)
+    log = Log()
+    client = world.connect(log, sync=True)
+    with client.batch() as same:
+        assert same is client
+        for number in range(5):
+            client.emit('ask', number)
+    assert [data for (data,) in log.wait('answer', 5)] == list(range(5))
+
+
+# Lost connections
+
+
+def test_a_lost_connection_is_reported_and_ends_the_wait(shy: Any) -> None:
+    server = shy()
+    log = Log()
+    client = server.world.connect(log, sync=True)
+    client.emit('ask', 'unanswered')
+    eventually(lambda: server.asked == ['unanswered'])
+    waiting = threading.Thread(target=client.emit, args=('ask', 'waited'))
+    waiting.start()
+    server.sockets[-1].close()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    eventually(lambda: server.asked == ['unanswered', 'waited'])  # and nothing again
+    ((error,),) = (event for event in log.wait('error') if 'before the last message was answered' in str(event[0]))
+    assert isinstance(error, NotConnectedError)
+    types = [event[0] for event in log.events]
+    assert types.index('error') < types.index('disconnect')
+
+
+def test_what_was_queued_on_a_lost_connection_is_reported_and_not_sent(shy: Any) -> None:
+    server = shy()
+    log = Log()
+    client = server.world.connect(log, sync=True)
+    queued = threading.Event()
+
+    @client.once('answer')
+    def answer() -> None:
+        for n in 'abc':
+            client.emit('ask', n)
+        queued.set()
+
+    client.emit('ask', 1)
+    server.answer()
+    eventually(lambda: server.asked == [1, 'a'])
+    server.sockets[-1].close()
+    client.emit('ask', 'after', timeout=20)
+    eventually(lambda: server.asked == [1, 'a', 'after'])
+    errors = [str(error) for (error,) in log.of('error')]
+    assert any('before the last message was answered' in error for error in errors)
+    assert any('2 messages that handlers emitted will not be sent' in error for error in errors)
+    with pytest.raises(NotConnectedError, match='not delivered'):
+        client.flush(20)
+
+
+def test_an_emit_in_a_disconnect_handler_leaves_on_the_next_connection(pair: Any) -> None:
+    world = echo(pair)
+    log = Log()
+    client = world.connect(log, sync=True)
+    client.on('disconnect', lambda: client.emit('ask', 'queued'))
+    log.wait('connect')
+    client.on('connect', lambda: client.emit('ask', 'first'))
+    log.wait('answer')
+    world.server.sockets[0].close()
+    assert {data for (data,) in log.wait('answer', 3)} == {'first', 'queued'}
+    assert not [error for (error,) in log.of('error') if isinstance(error, NotConnectedError)]
+
+
+def test_a_killed_connection_never_hangs_emitters(pair: Any) -> None:
+    """Connections that are closed at any moment; every emit ends, and what is answered is in order."""
+    world = pair()
+    count = [0]
+
+    @world.server.on('ask')
+    def ask(data: Any, socket: Any) -> None:
+        count[0] += 1
+        if count[0] % 7 == 0:
+            socket.close()
+        elif count[0] % 11 == 0:
+            socket.emit('answer', data)
+            socket.close()
+        else:
+            socket.emit('answer', data)
+
+    world.start()
+    log = Log()
+    client = world.connect(log, sync=True, retry=1)
+    numbers: List[List[int]] = [[] for _ in range(4)]
+
+    def emit(n: int) -> None:
+        for i in range(100):
+            client.emit('ask', [n, i], timeout=30)
+            numbers[n].append(i)
+
+    threads = [threading.Thread(target=emit, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert numbers == [list(range(100))] * 4
+    for n in range(4):
+        answered = [i for ((m, i),) in log.of('answer') if m == n]
+        assert answered == sorted(answered)
+
+
+# The end
+
+
+def test_disconnect_lets_the_queue_have_its_turns(pair: Any) -> None:
+    world = pair()
+    asked: List[Any] = []
+
+    @world.server.on('ask')
+    def ask(data: Any, socket: Any) -> None:
+        asked.append(data)
+        socket.emit('answer', data)
+
+    world.start()
+    client = world.connect(sync=True)
+    client.once('answer', lambda: [client.emit('ask', n) for n in range(20)])
+    client.emit('ask', 'go')
+    eventually(lambda: 0 in asked)
+    client.disconnect()
+    assert asked == ['go', *range(20)]
+    with pytest.raises(NotConnectedError):
+        client.emit('ask')
+
+
+def test_disconnect_in_a_handler_lets_the_queue_have_its_turns(pair: Any) -> None:
+    world = pair()
+    asked: List[Any] = []
+
+    @world.server.on('ask')
+    def ask(data: Any, socket: Any) -> None:
+        asked.append(data)
+        socket.emit('answer', data)
+
+    world.start()
+    log = Log()
+    client = world.connect(log, sync=True)
+
+    @client.once('answer')
+    def answer() -> None:
+        for n in range(5):
+            client.emit('ask', n)
+        client.disconnect()
+        with pytest.raises(NotConnectedError):
+            client.emit('ask', 'too late')
+
+    client.emit('ask', 'go')
+    log.wait('destroy')
+    assert asked == ['go', *range(5)]
+    assert not log.of('error')
+
+
+def test_disconnect_gives_up_on_a_server_that_does_not_answer(shy: Any) -> None:
+    server = shy()
+    log = Log()
+    client = server.world.connect(log, sync=True, stall_timeout=100)
+    client.once('answer', lambda: [client.emit('ask', n) for n in range(3)])
+    client.emit('ask', 'go')
+    server.answer()
+    eventually(lambda: server.asked == ['go', 0])
+    client.disconnect()
+    assert server.asked == ['go', 0]
+    ((error,),) = log.of('error')
+    assert '2 messages that handlers emitted will not be sent' in str(error)
+    assert log.events[-1] == ('destroy',)
+
+
+def test_a_client_that_never_connected_reports_what_was_queued(make: Any) -> None:
+    log = Log()
+
+    def ready(client: Any) -> None:
+        client.on('*', log)
+        client.once('error', lambda: client.emit('ask', 1))
+
+    make(sync=True, max_retries=1, retry=200).connect_to('nobody', ready)
+    log.wait('destroy')
+    messages = [str(error) for (error,) in log.of('error')]
+    assert any('a message that a handler emitted will not be sent' in message for message in messages)
+
+
+def test_flush_waits_for_the_queue_and_says_so_in_a_handler(shy: Any) -> None:
+    server = shy()
+    log = Log()
+    client = server.world.connect(log, sync=True)
+
+    @client.once('answer')
+    def answer() -> None:
+        client.emit('ask', 'a')
+        client.flush()
+
+    client.emit('ask', 1)
+    server.answer()
+    ((error,),) = log.wait('error')
+    assert isinstance(error, RuntimeError)
+    assert 'flush() in a handler' in str(error)
+    server.answer()
+    client.on('answer', lambda data: data == 2 and [client.emit('ask', n) for n in 'bc'])
+    client.emit('ask', 2)
+    server.answer()
+    eventually(lambda: server.asked[-1] == 'b')
+    with pytest.raises(EmitTimeout, match='1 messages have not had their turn'):
+        client.flush(0.05)
+    flushing = threading.Thread(target=client.flush, args=(20,))
+    flushing.start()
+    server.answer()
+    flushing.join(20)
+    assert not flushing.is_alive()
+    eventually(lambda: server.asked[-1] == 'c')
+
+
+def test_closing_the_instance_ends_a_wait_for_a_turn(shy: Any) -> None:
+    server = shy()
+    client = server.world.connect(sync=True)
+    client.emit('ask', 1)
+    errors: List[BaseException] = []
+
+    def emit() -> None:
+        try:
+            client.emit('ask', 2)
+        except NotConnectedError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=emit)
+    thread.start()
+    eventually(lambda: server.asked == [1])
+    client.disconnect()
+    thread.join(20)
+    assert len(errors) == 1
+    assert 'disconnected' in str(errors[0])
+
+
+def test_the_setting_is_the_clients_own(pair: Any) -> None:
+    """A server with sync answers as any other, and clients without it do not wait."""
+    world = pair(sync=True)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    client = world.connect()
+    for number in range(10):
+        client.emit('ask', number)
+    assert [data for data, _ in log.wait('ask', 10)] == list(range(10))
