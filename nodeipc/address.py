@@ -79,8 +79,10 @@ class UDPAddress(NamedTuple):
         return 65507 if self.version == 4 else 65527
 
 
-# Which version of the Internet Protocol a UDP socket has, and the loopback address in it.
-UDP_TYPES = {'udp4': (4, '127.0.0.1'), 'udp6': (6, '::1')}
+# node-ipc's names of UDP, and the version of the Internet Protocol that the socket has.
+UDP_TYPES = {'udp4': 4, 'udp6': 6}
+
+_LOOPBACK = {4: '127.0.0.1', 6: '::1'}
 
 
 def udp_address(host: str, port: int, version: int) -> UDPAddress:
@@ -89,9 +91,8 @@ def udp_address(host: str, port: int, version: int) -> UDPAddress:
     >>> str(udp_address('localhost', 8000, 6))
     'udp://[::1]:8000'
     """
-    loopbacks = dict(UDP_TYPES.values())
-    if host == 'localhost' or host in loopbacks.values():
-        host = loopbacks[version]
+    if host in ('localhost', '127.0.0.1', '::1'):
+        host = _LOOPBACK[version]
     return UDPAddress(host, port, version)
 
 

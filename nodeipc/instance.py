@@ -156,7 +156,7 @@ class IPC:
         address = self._net(host, port)
         if udp_type is None:
             return self._serve(address, callback, sock)
-        return self._serve(udp_address(*address, UDP_TYPES[udp_type.lower()][0]), callback, sock)
+        return self._serve(udp_address(*address, UDP_TYPES[udp_type.lower()]), callback, sock)
 
     def connect_to(self, id: str, path: Any = None, callback: Optional[Handler] = None) -> Client:
         """Make a client of a Unix-socket server, put it in `of`, call `callback`, start connecting, return the client.
