@@ -345,6 +345,9 @@ class Client(Role, Owner):
         self._detach(connection)
         connection.begin_close()
 
+    def _connection_broken(self, connection: Connection, error: Exception) -> None:
+        connection.abort(error)
+
     def _connection_failed(self, connection: Connection, error: Exception) -> None:
         self._last_error = error
         self._strand.post(self._report_failure, error)

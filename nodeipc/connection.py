@@ -53,6 +53,10 @@ class Owner:
         """The peer will send no more. The owner calls `begin_close` when it has nothing more to send either."""
         raise NotImplementedError
 
+    def _connection_broken(self, connection: Connection, error: Exception) -> None:
+        """The peer has broken the rules and is not read any more. The owner reports it and closes."""
+        raise NotImplementedError
+
     def _connection_failed(self, connection: Connection, error: Exception) -> None:
         """Something is to be reported."""
         raise NotImplementedError
@@ -403,7 +407,7 @@ class Connection(Owned):
             self._decode(chunk)
 
     def _decode(self, chunk: bytes) -> bool:
-        """Hand the events that `chunk` completes to the strand; False if that was the end of the connection."""
+        """Hand the events that `chunk` completes to the strand; False if it breaks the rules."""
         events: List[Tuple[Any, ...]] = []
         failure: Optional[Exception] = None
         self._undelivered += len(chunk)
@@ -421,7 +425,8 @@ class Connection(Owned):
                 self._reading = False
                 self._update()
         if failure is not None:
-            self.abort(failure)
+            self.stop_reading()
+            self._owner._connection_broken(self, failure)
         return failure is None
 
     def _drained(self) -> None:

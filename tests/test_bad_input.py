@@ -35,6 +35,19 @@ def closed_by_server(sock: socket.socket) -> bool:
     return True
 
 
+def test_what_was_asked_before_a_bad_frame_is_answered(pair: Any) -> None:
+    world = pair()
+    log = Log()
+    world.server.on('*', log)
+    world.server.on('message', lambda data, socket: socket.emit('answer', data))
+    world.start()
+    with world.raw() as sock:
+        sock.sendall(GOOD * 2 + b'nonsense\f' + GOOD + b'x' * 100_000)
+        assert sock.makefile('rb').read() == b'{"type":"answer","data":"good"}\f' * 2
+    log.wait('socket.disconnected')
+    assert [event[0] for event in log.events[2:]] == ['message', 'message', 'error', 'socket.disconnected']
+
+
 def still_served(world: Any) -> None:
     count = len(world.log.of('message'))
     with world.raw() as fresh:

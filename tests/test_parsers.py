@@ -287,7 +287,9 @@ def test_any_delimiter_ends_messages(pair: Any, delimiter: str) -> None:
         if delimiter == '}}':
             log.wait('error')  # it ends inside the first message's own brace, as in node-ipc
             return
-        log.wait('m', count + 4)
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.makefile('rb').read().count(end) == 4
+    assert len(log.of('m')) == count + 4
     assert not log.of('error')
 
 
