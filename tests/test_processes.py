@@ -11,7 +11,7 @@ from typing import Any, Iterator, List
 
 import pytest
 
-from nodeipc import IPC, EmitTimeout, NotConnectedError
+from nodeipc import IPC, EmitTimeout, NotConnectedError, lookup
 from nodeipc import ipc as ready_made
 
 from .conftest import Log, eventually
@@ -179,6 +179,123 @@ print(got)
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_fork_leaves_udp_servers_and_sync_clients_to_the_parent() -> None:
+    result = run("""
+import os, sys, threading, time, warnings, nodeipc
+warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
+parent = nodeipc.IPC(id='parent')
+server = parent.serve_net(0, 'udp4')
+got, answers = [], []
+server.on('message', lambda data, socket: got.append(data))
+server.start()
+server.emit(server.address, 'message', 'before')
+asking = nodeipc.IPC(id='asking', sync=True)
+stream = asking.serve()
+stream.on('ask', lambda data, socket: socket.emit('answer', data))
+stream.start()
+client = asking.connect_to('asking')
+client.on('answer', answers.append)
+client.emit('ask', 1)
+while not got or not answers: time.sleep(0.001)
+peer = server.sockets[0]
+pid = os.fork()
+if pid == 0:
+    for emit in (lambda: server.emit(peer, 'x'), lambda: peer.emit('x'), lambda: server.emit(('name.invalid', 9), 'x'),
+                 lambda: client.emit('ask', 2)):
+        try:
+            emit()
+        except nodeipc.NotConnectedError:
+            pass
+        else:
+            raise SystemExit('an emit with what is the parent\\'s did not raise')
+    assert not server.listening and not server.sockets and not peer.connected
+    peer.close(); server.stop(); client.disconnect(); parent.close(); asking.close()
+    mine = parent.serve_net(0, 'udp4')
+    mine.start()
+    mine.emit(server.address, 'message', 'from the child')
+    parent.close()
+    sys.exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+while len(got) < 2: time.sleep(0.001)
+client.emit('ask', 2)
+client.emit('ask', 3)
+while len(answers) < 3: time.sleep(0.001)
+server.emit(server.address, 'message', 'after')
+while len(got) < 3: time.sleep(0.001)
+print(got, answers)
+""")
+    assert result.stdout == "['before', 'from the child', 'after'] [1, 2, 3]\n", result.stderr
+    assert result.returncode == 0
+
+
+def test_the_end_of_a_script_sends_what_a_udp_server_answers(make: Any) -> None:
+    """A handler that has begun when the script ends answers, and the answer leaves."""
+    server = make(id='here').serve_net(0, 'udp4')
+    log = Log()
+    server.on('*', log)
+    server.on('here', lambda data, socket: socket.emit('ask', 'how'))
+    server.start()
+    result = run(f"""
+import nodeipc, threading, time
+begun = threading.Event()
+def answer(data, socket):
+    begun.set()
+    time.sleep(0.3)
+    socket.emit('answer', data)
+server = nodeipc.ipc.serve_net(0, 'udp4')
+server.on('ask', answer)
+server.start()
+server.emit({server.address!r}, 'here')
+begun.wait(20)
+""")
+    assert (result.returncode, result.stderr) == (0, '')
+    assert log.wait('answer')[0][0] == 'how'
+
+
+def test_ctrl_c_interrupts_what_waits(make: Any, pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up, and a turn of a sync client; both can be used after it."""
+    gate = threading.Event()
+    resolve = lookup.resolve
+
+    def slow(address: Any, family: Any = None, numeric: bool = False) -> Any:
+        if numeric:
+            return resolve(address, family, True)
+        gate.wait(30)
+        raise OSError(-2, 'Name or service not known')
+
+    monkeypatch.setattr(lookup, 'resolve', slow)
+    server = make(id='udp').serve_net(0, 'udp4')
+    log = Log()
+    server.on('*', log)
+    server.start()
+    world = pair()
+    sockets: List[Any] = []
+    world.server.on('ask', lambda data, socket: sockets.append(socket))
+    world.start()
+    client = world.connect(sync=True)
+    client.emit('ask', 1)
+    previous = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        for wait in (
+            lambda: server.emit(('name.invalid', 9), 'x', timeout=30),
+            lambda: client.emit('ask', 2, timeout=30),
+        ):
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(KeyboardInterrupt):
+                wait()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        gate.set()
+    server.emit(server.address, 'x')
+    log.wait('x')
+    eventually(lambda: sockets)
+    sockets[0].emit('answer')
+    client.emit('ask', 3, timeout=20)
+    eventually(lambda: len(sockets) == 2)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_a_fork_under_load_does_not_disturb_the_parent() -> None:
     result = run("""
 import os, threading, time, warnings, nodeipc
@@ -284,7 +401,15 @@ client = ipc.connect_to('world')
 answers = []
 client.on('message', answers.append)
 client.emit('message', 1)
-while not answers: time.sleep(0.001)
+udp = nodeipc.IPC(id='udp', sync=True)
+server = udp.serve_net(0, 'udp4')
+server.on('message', answers.append)
+server.start()
+server.emit(('localhost', server.address[1]), 'message', 2)
+asking = udp.connect_to('world')
+asking.on('message', answers.append)
+asking.emit('message', 3)
+while len(answers) < 3: time.sleep(0.001)
 def switches():
     total = 0
     for task in os.listdir('/proc/self/task'):
