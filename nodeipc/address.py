@@ -127,8 +127,7 @@ def listen(address: Address, config: Config) -> Listener:
 
 def adopt(sock: socket.socket) -> Listener:
     """Listen on a socket that somebody else has bound, and whose file is therefore not ours to remove."""
-    if sock.fileno() < 0:
-        raise OSError(errno.EBADF, 'the socket that was given as sock= is closed; make a server with a new one')
+    address = given_address(sock)
     if sock.type == socket.SOCK_STREAM:
         try:
             sock.listen(BACKLOG)
@@ -136,7 +135,21 @@ def adopt(sock: socket.socket) -> Listener:
             why = f'cannot listen on the sock= that was given, {sock!r}: {error.strerror}'
             raise OSError(error.errno, why) from error
     sock.setblocking(False)
-    return Listener(sock, bound_address(sock), None)
+    return Listener(sock, address, None)
+
+
+def given_address(sock: socket.socket) -> Address:
+    """Return where a socket that somebody else has bound is; raise OSError or ValueError if it cannot serve."""
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, 'the socket that was given as sock= is closed; make a server with a new one')
+    address = bound_address(sock)
+    if address.path == '' if isinstance(address, UnixAddress) else address.port == 0:
+        raise ValueError(f'sock= must be bound: call its bind() first ({sock!r})')
+    try:
+        sock.getpeername()
+    except OSError:
+        return address
+    raise ValueError(f'sock= must be a socket that is bound, and not connected (systemd: Accept=no): {sock!r}')
 
 
 def bound_address(sock: socket.socket, asked: Optional[Address] = None) -> Address:

@@ -10,9 +10,10 @@ import atexit
 import os
 import socket
 import threading
+import weakref
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-from .address import UDP_TYPES, Address, StreamAddress, TCPAddress, UDPAddress, UnixAddress, bound_address, udp_address
+from .address import UDP_TYPES, Address, StreamAddress, TCPAddress, UDPAddress, UnixAddress, given_address, udp_address
 from .client import Client
 from .config import Config
 from .datagram import DatagramServer
@@ -88,6 +89,7 @@ class IPC:
         """The settings; read when a server or client is made, so set them first."""
         self.config.update(settings)
         self._reset()
+        _instances.add(self)
         self.server: Optional[Server] = None
         """The server that `serve` or `serve_net` made last, or None."""
 
@@ -333,7 +335,7 @@ def _given(sock: Any, *others: Any) -> Address:
         raise TypeError('sock= is bound already; leave out the address')
     if not isinstance(sock, socket.socket):
         raise TypeError(f'sock= must be a socket.socket (socket.socket(fileno=...) makes one), not {sock!r}')
-    return bound_address(sock)
+    return given_address(sock)
 
 
 def _is_udp_type(value: Any) -> bool:
@@ -380,6 +382,8 @@ def _check_id(id: str) -> None:
 # Instances that run, by their engines; changed by single operations that the interpreter makes atomic.
 _open_instances: Dict[Engine, IPC] = {}
 
+_instances: weakref.WeakSet[IPC] = weakref.WeakSet()
+
 
 def _close_all() -> None:
     handlers = Deadline(_EXIT_SECONDS)
@@ -389,8 +393,9 @@ def _close_all() -> None:
 
 
 def _after_fork() -> None:
-    for engine, instance in list(_open_instances.items()):
+    for instance in list(_instances):  # all: another thread may have been about to open one
         instance._reset()
+    for engine in list(_open_instances):
         engine.abandon()
     _open_instances.clear()
 

@@ -349,6 +349,14 @@ def test_only_stream_sockets_and_udp_can_be_served(make: Any) -> None:
         make().serve(sock=sock)
 
 
+@pytest.mark.parametrize('kind', [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_socket_that_is_not_bound_is_refused(make: Any, kind: int) -> None:
+    with socket.socket(socket.AF_INET, kind) as sock, pytest.raises(ValueError, match='must be bound: call its bind'):
+        make().serve_net(sock=sock)
+    with socket.socket(socket.AF_UNIX) as sock, pytest.raises(ValueError, match='must be bound: call its bind'):
+        make().serve(sock=sock)
+
+
 def test_a_tcp_port_that_is_in_use_is_said_clearly(make: Any) -> None:
     first = make().serve_net('127.0.0.1', 0)
     first.start()

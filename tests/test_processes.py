@@ -179,6 +179,37 @@ print(got)
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_fork_while_another_thread_opens_the_instance_leaves_the_child_a_fresh_one() -> None:
+    result = run("""
+import os, signal, threading, warnings, nodeipc, nodeipc.instance
+warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
+real, entered, leave = nodeipc.instance.Engine, threading.Event(), threading.Event()
+class Slow(real):
+    def __init__(self, workers):
+        entered.set()
+        leave.wait()
+        super().__init__(workers)
+nodeipc.instance.Engine = Slow
+ipc = nodeipc.IPC(id='x')
+thread = threading.Thread(target=lambda: ipc.connect_to('nobody'))
+thread.start()
+entered.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    nodeipc.instance.Engine = real
+    ipc.serve().start()
+    ipc.close()
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])
+leave.set()
+thread.join()
+ipc.close()
+""")
+    assert (result.stdout, result.stderr) == ('0\n', '')
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_a_fork_leaves_udp_servers_and_sync_clients_to_the_parent() -> None:
     result = run("""
 import os, sys, threading, time, warnings, nodeipc
