@@ -8,7 +8,7 @@ from typing import Callable, Iterator, List
 
 import pytest
 
-from .peers import VERSIONS, Missing, NodePeer, Place, Process, PythonPeer, find_node
+from .peers import UDP, VERSIONS, Missing, NodePeer, Place, Process, PythonPeer, find_node
 
 
 @pytest.fixture(params=list(VERSIONS))
@@ -30,6 +30,17 @@ def place(transport: str, tmp_path: Path) -> Iterator[Place]:
     place.close()
 
 
+@pytest.fixture(params=['udp4', 'udp6'])
+def udp(request: pytest.FixtureRequest) -> UDP:
+    """UDP over both versions of IP, where the machine has them."""
+    udp = UDP(str(request.param))
+    try:
+        udp.plain_socket().close()
+    except OSError as error:
+        pytest.skip(f'no {udp.type} here: {error}')
+    return udp
+
+
 @pytest.fixture
 def processes() -> Iterator[List[Process]]:
     """Peers that end, without having failed, after the test."""
@@ -45,7 +56,7 @@ def start_node(version: str, processes: List[Process]) -> Callable[[], NodePeer]
     """Start a node-ipc peer of the version."""
 
     def start() -> NodePeer:
-        peer = NodePeer(find_node(version), version)
+        peer = NodePeer(version)
         processes.append(peer)
         return peer
 

@@ -17,6 +17,8 @@ const messages = JSON.parse(types);
 const {default: ipc} = await import(`node-ipc-${version}`);
 Object.assign(ipc.config, {silent: true, retry: 20});
 let echoing = false;
+let delay = null;
+let unanswered = 0;
 
 const commands = {
     configure: ({settings}) => Object.assign(ipc.config, settings),
@@ -26,11 +28,30 @@ const commands = {
         ipc.serve(path);
         startServer();
     },
-    serveNet({host, port}) {
-        ipc.serveNet(host, port);
+    serveNet({host, port, udpType}) {
+        ipc.serveNet(host, port, udpType);
         startServer();
     },
     broadcast: ({type, data}) => ipc.server.broadcast(type, revived(data)),
+
+    // UDP: `to` is {address, port}.
+    emitTo: ({to, type, data}) => ipc.server.emit(to, type, revived(data)),
+    addPeer: ({to}) => ipc.server.sockets.push(to),
+    sendDatagram: ({to, hex}) => ipc.server.server.send(Buffer.from(hex, 'hex'), to.port, to.address),
+
+    // Raw mode: to the client's server, or over UDP; a Buffer, or text in ipc.config.encoding.
+    emitRaw({id, to, hex, text}) {
+        const payload = hex === undefined ? text : Buffer.from(hex, 'hex');
+        if (to) {
+            ipc.server.emit(to, payload);
+        } else {
+            ipc.of[id].emit(payload);
+        }
+    },
+    broadcastRaw: ({hex}) => ipc.server.broadcast(Buffer.from(hex, 'hex')),
+
+    // As echo, but so long after a message came; and when one comes, report how many are unanswered.
+    echoAfter: ({milliseconds}) => { delay = milliseconds; },
 
     connectTo({id, path}) {
         ipc.connectTo(id, path);
@@ -52,9 +73,23 @@ const commands = {
 function startServer() {
     reportEvents(ipc.server, 'server');
     for (const type of messages) {
-        ipc.server.on(type, (data, socket) => echoing && ipc.server.emit(socket, type, data));
+        ipc.server.on(type, (data, socket) => answer(socket, type, data));
     }
+    ipc.server.on('data', (data, socket) => answer(socket, data));  // raw mode
     ipc.server.start();
+}
+
+function answer(socket, ...event) {
+    if (delay !== null) {
+        unanswered += 1;
+        report('server', 'unanswered', unanswered);
+        setTimeout(() => {
+            unanswered -= 1;
+            ipc.server.emit(socket, ...event);
+        }, delay);
+    } else if (echoing) {
+        ipc.server.emit(socket, ...event);
+    }
 }
 
 // Type by type, because a handler for '*' makes node-ipc 9's emitter fail on Node.js 10 to 59, whose version numbers it
@@ -66,6 +101,7 @@ function reportEvents(emitter, of) {
     for (const type of messages) {
         emitter.on(type, (data) => report(of, type, abridged(data)));
     }
+    emitter.on('data', (data) => report(of, 'data', data.toString('hex')));  // raw mode
 }
 
 function report(of, event, data) {

@@ -7,13 +7,15 @@ import functools
 import hashlib
 import json
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import nodeipc
 
@@ -38,6 +40,9 @@ TYPES = {row['type'] for row in ROWS} | {
     'answer', 'end', 'events.broadcasting', 'events.listening', 'hello', 'large', 'news', 'question'
 }
 
+# Reported besides: the bytes of raw mode, in hex, and how many requests wait for a server that answers late.
+SPECIAL = frozenset(['data', 'unanswered'])
+
 
 def messages(events: Iterable[Tuple[Any, ...]]) -> List[Tuple[str, str]]:
     """Types and data, exactly, of the events that peers sent, out of `events` that begin with type and data.
@@ -51,6 +56,16 @@ def digest(data: Any) -> Dict[str, Any]:
     """Return how a Node peer reports `data` that is large."""
     text = json.dumps(data, ensure_ascii=False, separators=(',', ':')).encode()
     return {'$bytes': len(text), '$sha256': hashlib.sha256(text).hexdigest()}
+
+
+def echo(server: nodeipc.Server) -> None:
+    """Have a Python server send each event back to whoever sent it, as the Node peer does when told to echo."""
+
+    @server.on('*')
+    def answer(type: str, *arguments: Any) -> None:
+        if type not in LIFECYCLE:
+            data, socket = arguments
+            socket.emit(type, data, timeout=SECONDS)
 
 
 class Place:
@@ -107,6 +122,44 @@ class Place:
             self._reservation.close()
 
 
+class UDP:
+    """``'udp4'`` or ``'udp6'`` on the loopback interface."""
+
+    def __init__(self, type: str) -> None:
+        self.type = type
+        self.family, self.host = {'udp4': (socket.AF_INET, '127.0.0.1'), 'udp6': (socket.AF_INET6, '::1')}[type]
+
+    @property
+    def max_datagram(self) -> int:
+        """Bytes that a datagram can hold."""
+        return 65507 if self.type == 'udp4' else 65527
+
+    def plain_socket(self) -> socket.socket:
+        """A bound socket. Raises OSError where the machine has no such addresses."""
+        sock = socket.socket(self.family, socket.SOCK_DGRAM)
+        try:
+            sock.bind((self.host, 0))
+        except OSError:
+            sock.close()
+            raise
+        sock.settimeout(SECONDS)
+        return sock
+
+    def free_port(self) -> int:
+        """A port that is free and that the system gives to nobody who asks for any.
+
+        For a Node server, because node-ipc takes port 0 for none. Nobody can keep a UDP port for another process.
+        """
+        while True:
+            port = random.randrange(10000, 30000)
+            with socket.socket(self.family, socket.SOCK_DGRAM) as sock:
+                try:
+                    sock.bind((self.host, port))
+                except OSError:
+                    continue
+                return port
+
+
 class Process:
     """A peer process, which ends when its stdin does."""
 
@@ -146,6 +199,73 @@ class PythonPeer(Process):
         )
 
 
+class Speaker(Process):
+    """A peer process whose output is read all the time, for a full pipe would stop it."""
+
+    def __init__(self, arguments: List[str], **options: Any) -> None:
+        super().__init__(arguments, stdout=subprocess.PIPE, **options)
+        self._reader = threading.Thread(target=self._read, name='peer-output', daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._reader.join(SECONDS)
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._hear(line)
+
+    def _hear(self, line: bytes) -> None:
+        raise NotImplementedError
+
+
+class Program(Speaker):
+    """A program for people: what it prints is text."""
+
+    def __init__(self, arguments: List[str], **options: Any) -> None:
+        self.lines: List[str] = []
+        super().__init__(arguments, **options)
+
+    def says(self, text: str) -> None:
+        """Wait until there is a line with `text` in it, however it is spaced."""
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: self._has(text) or not self._reader.is_alive(), SECONDS)
+        assert self._has(text), f'{text!r} expected, got {self.lines[:20]}'
+
+    def _has(self, text: str) -> bool:
+        return any(text in line for line in list(self.lines))
+
+    def _hear(self, line: bytes) -> None:
+        self.lines.append(' '.join(line.decode().split()))
+
+
+class NodeProgram(Program):
+    """A program of node-ipc's documentation: see seed_world.mjs and seed_hello.mjs."""
+
+    def __init__(self, version: str, name: str, *arguments: str) -> None:
+        super().__init__(_node_command(version, name, *arguments), env=_node_environment())
+
+
+class PythonProgram(Program):
+    """One of our examples, by its path below examples/."""
+
+    def __init__(self, path: str, *arguments: str) -> None:
+        super().__init__(
+            [sys.executable, '-X', 'dev', '-W', 'error', f'examples/{path}', *arguments],
+            cwd=str(HERE.parents[1]),
+            env={**os.environ, 'PYTHONPATH': '.', 'PYTHONUNBUFFERED': '1'},
+        )
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        super().close()
+
+
 class Report(NamedTuple):
     """An event as a Node peer saw it; `of` is ``'server'`` or the id of the client."""
 
@@ -154,21 +274,14 @@ class Report(NamedTuple):
     of: str
 
 
-class NodePeer(Process):
+class NodePeer(Speaker):
     """node-ipc in a Node process: see peer.mjs."""
 
-    def __init__(self, node: str, version: str) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith('NODE_')}
-        super().__init__(
-            [node, str(HERE / 'peer.mjs'), version.split('.')[0], json.dumps(sorted(TYPES))],
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
+    def __init__(self, version: str) -> None:
         self.reports: List[Report] = []
         self._by_event: Dict[str, List[Report]] = {}
-        # Reads all the time, or a full pipe would stop the peer.
-        self._reader = threading.Thread(target=self._read, name='node-reports', daemon=True)
-        self._reader.start()
+        command = _node_command(version, 'peer.mjs', json.dumps(sorted(TYPES)))
+        super().__init__(command, env=_node_environment())
 
     def do(self, command: str, **options: Any) -> None:
         """Give a command; they are carried out in order."""
@@ -178,7 +291,7 @@ class NodePeer(Process):
 
     def wait(self, event: str, count: int = 1, of: Optional[str] = None) -> List[Any]:
         """Wait for `count` of an event, of the server or one client if `of` says so, and return the data of all."""
-        assert event in TYPES | LIFECYCLE, f'Node peers listen for what is in TYPES; add {event!r}'
+        assert event in TYPES | LIFECYCLE | SPECIAL, f'Node peers listen for what is in TYPES; add {event!r}'
 
         def found() -> List[Report]:
             reports = self._by_event.get(event, [])
@@ -211,21 +324,50 @@ class NodePeer(Process):
         """Have the client emit."""
         self.do('emit', id=id, type=type, data=data)
 
-    def close(self) -> None:
-        try:
-            super().close()
-        finally:
-            self._reader.join(SECONDS)
-            assert self.process.stdout is not None
-            self.process.stdout.close()
+    def serve_udp(self, udp: UDP, port: Optional[int] = None) -> Tuple[str, int]:
+        """Bind a UDP server, to a free port unless told otherwise, and return its address."""
+        port = port or udp.free_port()
+        self.do('serveNet', host=udp.host, port=port, udpType=udp.type)
+        self.wait('connect', of='server')  # 9 and 10 publish `start` before they are bound
+        return udp.host, port
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            fields = json.loads(line)
-            report = Report(fields['event'], fields['data'], fields['of'])
-            self.reports.append(report)
-            self._by_event.setdefault(report.event, []).append(report)
+    def emit_to(self, address: Tuple[str, int], type: str, data: Any) -> None:
+        """Have the UDP server emit."""
+        self.do('emitTo', to=_destination(address), type=type, data=data)
+
+    def send_datagram(self, address: Tuple[str, int], datagram: bytes) -> None:
+        """Have the UDP server's socket send these bytes."""
+        self.do('sendDatagram', to=_destination(address), hex=datagram.hex())
+
+    def be_raw(self, encoding: str = 'hex') -> None:
+        """Make servers and clients from now on raw."""
+        # rawSocket is a slip of the pen in 9 and 10, where it should say rawBuffer: see test_raw_peers.py.
+        self.do('configure', settings={'rawBuffer': True, 'rawSocket': True, 'encoding': encoding})
+
+    def emit_raw(self, payload: Union[bytes, str], to: Optional[Tuple[str, int]] = None, id: str = 'world') -> None:
+        """Have the client emit, or the UDP server if `to` is given: bytes as a Buffer, or text in the encoding."""
+        where = {'id': id} if to is None else {'to': _destination(to)}
+        self.do('emitRaw', **where, **({'text': payload} if isinstance(payload, str) else {'hex': payload.hex()}))
+
+    def wait_bytes(self, count: int, of: Optional[str] = None) -> bytes:
+        """Wait for so many bytes, in raw mode, in as many chunks as they come in; return all that came."""
+
+        def received() -> bytes:
+            return b''.join(bytes.fromhex(hex) for hex in self.wait('data', 0, of))
+
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: len(received()) >= count or not self._reader.is_alive(), SECONDS)
+        return received()
+
+    def _hear(self, line: bytes) -> None:
+        fields = json.loads(line)
+        report = Report(fields['event'], fields['data'], fields['of'])
+        self.reports.append(report)
+        self._by_event.setdefault(report.event, []).append(report)
+
+
+def _destination(address: Tuple[str, int]) -> Dict[str, Any]:
+    return {'address': address[0], 'port': address[1]}
 
 
 class Missing(Exception):
@@ -249,6 +391,14 @@ def find_node(version: str) -> str:
             return node
     found = f'{".".join(map(str, _version_of(system)))} is' if system else 'none is'
     raise Missing(f'node-ipc {version} needs Node.js {".".join(map(str, needed))} or newer; {found} installed')
+
+
+def _node_command(version: str, program: str, *arguments: str) -> List[str]:
+    return [find_node(version), str(HERE / program), version.split('.')[0], *arguments]
+
+
+def _node_environment() -> Dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith('NODE_')}
 
 
 @functools.lru_cache(maxsize=None)

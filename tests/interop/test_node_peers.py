@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import socket as socket_module
 from pathlib import Path
-from typing import Any, Callable, List, Tuple
+from typing import Callable, List, Tuple
 
 import pytest
 
 import nodeipc
 
 from ..conftest import Log
-from .peers import LIFECYCLE, SECONDS, NodePeer, Place, PythonPeer, digest, messages
+from .peers import SECONDS, NodePeer, Place, PythonPeer, digest, echo, messages
 from .vectors import ROWS, arriving, emit_row
 
 Make = Callable[..., nodeipc.IPC]
@@ -23,16 +23,6 @@ LARGE_PARTS = ('\N{SNOWMAN}\N{GRINNING FACE}x', (5 << 20) // 8)
 LARGE = LARGE_PARTS[0] * LARGE_PARTS[1]
 
 MANY = 10_000
-
-
-def echo(server: nodeipc.Server) -> None:
-    """Have a Python server send each event back to whoever sent it, as the Node peer does when told to echo."""
-
-    @server.on('*')
-    def answer(type: str, *arguments: Any) -> None:
-        if type not in LIFECYCLE:
-            data, socket = arguments
-            socket.emit(type, data, timeout=SECONDS)
 
 
 def python_server(make: Make, place: Place) -> Tuple[nodeipc.Server, Log]:
