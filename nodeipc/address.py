@@ -208,9 +208,10 @@ def _bind(address: NetAddress) -> socket.socket:
         except BaseException:
             sock.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: what cannot be the name of a host
         raise OSError(
-            error.errno,
-            f'cannot listen on {address}: {error.strerror}; choose another host or port, or stop the server that has it',
+            getattr(error, 'errno', None),
+            f'cannot listen on {address}: {getattr(error, "strerror", None) or error}; choose another host or port, or stop '
+            'the server that has it',
         ) from error
     return sock

@@ -6,6 +6,7 @@ thread writes: directly when nothing waits, else behind the queue that the react
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections import deque
@@ -14,6 +15,7 @@ from typing import Any, Callable, Deque, Optional, Tuple
 from .address import Listener, SocketAddress, UDPAddress
 from .deadline import Deadline
 from .errors import EmitTimeout, NotConnectedError, ProtocolError
+from .lookup import Names
 from .reactor import READ, WRITE, Owned, Reactor, Timer
 from .wire import BACKPRESSURE, FRAME_TOO_LARGE
 
@@ -22,6 +24,9 @@ _RECEIVE_BYTES = 64 << 10
 
 # Read or written in one turn of the reactor, so that a flood leaves time for others.
 _TURN = 64
+
+# After an error, before it is read again.
+_PAUSE_SECONDS = 0.25
 
 
 class Channel(Owned):
@@ -32,9 +37,9 @@ class Channel(Owned):
     """
 
     __slots__ = (
-        '_closed', '_closing', '_limit', '_lock', '_max_pending', '_name', '_open', '_outbox', '_reactor', '_reading',
-        '_room', '_sock', '_stall', '_started', '_tell_closed', '_tell_failed', '_tell_received', '_timer',
-        '_watched', 'address', 'bytes_in', 'bytes_out', 'messages_in', 'messages_out', 'pending',
+        '_closed', '_closing', '_limit', '_lock', '_max_pending', '_name', '_names', '_open', '_outbox', '_reactor',
+        '_reading', '_room', '_sock', '_stall', '_started', '_tell_closed', '_tell_failed', '_tell_received',
+        '_timer', '_watched', 'address', 'bytes_in', 'bytes_out', 'messages_in', 'messages_out', 'pending',
     )
 
     def __init__(
@@ -55,6 +60,7 @@ class Channel(Owned):
         self._name = name
         self._reactor = reactor
         self._max_pending = max_pending
+        self._names = Names(name, reactor)
         self._stall = stall_timeout
         self._tell_received = received
         self._tell_failed = failed
@@ -84,25 +90,50 @@ class Channel(Owned):
 
     # Any thread
 
+    def check(self, datagram: bytes) -> None:
+        """Raise ProtocolError if `datagram` is larger than any can be."""
+        if len(datagram) > self._limit:
+            raise self._too_large(datagram, f'the {self._limit} that a datagram holds')
+
     def send(self, datagram: bytes, where: SocketAddress, deadline: Deadline) -> None:
         """Write `datagram`, or queue it behind the pending limit; what waits is written when it is started.
 
         Raises ProtocolError if it is too large, EmitTimeout if there is no room in time, NotConnectedError if the channel
         is closed, and OSError, with the address, if the system cannot send it.
         """
-        if len(datagram) > self._limit:
-            raise self._too_large(datagram, self._limit)
+        self.check(datagram)
         with self._lock:
-            if self.pending > self._max_pending and not self._wait_for_room(deadline):
+            self.wait_for_room(deadline)
+            self.queue(datagram, where)
+
+    def send_to(self, datagram: bytes, address: UDPAddress, deadline: Deadline) -> None:
+        """As `send`, to a host that may be a name."""
+        self.check(datagram)
+        self.send(datagram, self._names.find(address, deadline), deadline)
+
+    def wait_for_room(self, deadline: Deadline) -> None:
+        """Wait until no more than the pending limit is queued; raises EmitTimeout."""
+        with self._lock:
+            if self.pending <= self._max_pending:
+                return
+            if self._room is None:
+                self._room = threading.Condition(self._lock)
+            if not self._reactor.wait_for(
+                self._room, lambda: self.pending <= self._max_pending or not self._open, deadline.remaining
+            ):
                 raise EmitTimeout(
                     f'{self._name} can send no more: {self.pending} bytes are waiting and no room came within '
                     f'{deadline.timeout} s; emit less, wait longer, or raise config.max_pending_bytes'
                 )
+
+    def queue(self, datagram: bytes, where: SocketAddress) -> None:
+        """As `send`, whatever waits."""
+        with self._lock:
             if not self._open:
-                raise NotConnectedError(f'{self._name} is stopped; nothing was sent to {_text(where)}')
+                raise NotConnectedError(f'{self._name} is stopped; nothing was sent to {readable(where)}')
             if self._outbox or not self._write(datagram, where):
-                self._outbox.append((datagram, where))
                 self.pending += len(datagram)
+                self._outbox.append((datagram, where))
                 if self._started:
                     self._reactor.call(self._update)
             self.messages_out += 1
@@ -117,6 +148,7 @@ class Channel(Owned):
 
     def close(self) -> None:
         """Release the address, and drop what waits; any thread, as long as it is not started."""
+        self._closed = True
         self._reactor.owned.discard(self)
         self._release()
 
@@ -141,6 +173,8 @@ class Channel(Owned):
             self.stop_reading()
             with self._lock:
                 self._open = False
+                if self._room is not None:
+                    self._room.notify_all()
             self._watch_progress()
             self._close_if_written()
 
@@ -152,7 +186,8 @@ class Channel(Owned):
         if self._timer is not None:
             self._timer.cancel()
         self._reading = False
-        self._reactor.watch(self._sock, self._watched, 0, self._ready)
+        with contextlib.suppress(OSError, KeyError, ValueError):  # a given socket may have been closed by somebody else
+            self._reactor.watch(self._sock, self._watched, 0, self._ready)
         self._watched = 0
         self._reactor.owned.discard(self)
         waiting = self.pending
@@ -172,8 +207,12 @@ class Channel(Owned):
     def _update(self) -> None:
         if not self._closed:
             wanted = (READ if self._reading else 0) | (WRITE if self._outbox else 0)
-            self._reactor.watch(self._sock, self._watched, wanted, self._ready)
-            self._watched = wanted
+            try:
+                self._reactor.watch(self._sock, self._watched, wanted, self._ready)
+            except (OSError, KeyError, ValueError) as error:  # a given socket that somebody else has closed
+                self.abort(OSError(errno.EBADF, f'{self._name}: the socket cannot be used any more ({error})'))
+            else:
+                self._watched = wanted
 
     def _ready(self, mask: int) -> None:
         if mask & WRITE:
@@ -188,13 +227,28 @@ class Channel(Owned):
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                # Of something sent before, to where nobody listens, on systems that tell. There may be more to read.
-                self._tell_failed(OSError(error.errno, f'{self._name}: {error.strerror}'))
+                self._read_failed(error)
                 return
             self.bytes_in += len(datagram)
             self._tell_received(datagram, sender)
             if not self._reading:
                 return
+
+    def _read_failed(self, error: OSError) -> None:
+        """It has been closed by somebody else; or, on some systems, something that was sent met nobody."""
+        failure = OSError(error.errno, f'{self._name}: {error.strerror}')
+        if self._sock.fileno() < 0 or error.errno in (errno.EBADF, errno.ENOTSOCK):
+            self.abort(failure)
+            return
+        self._reading = False  # or, if it goes on failing, this would go on for ever
+        self._update()
+        self._reactor.call_later(_PAUSE_SECONDS, self._read_again)
+        self._tell_failed(failure)
+
+    def _read_again(self) -> None:
+        if not self._closing:
+            self._reading = True
+            self._update()
 
     def _flush(self) -> None:
         failures = []
@@ -244,23 +298,15 @@ class Channel(Owned):
             return False
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
-                raise self._too_large(datagram, None) from error
-            raise OSError(error.errno, f'{self._name} cannot send to {_text(where)}: {error.strerror}') from error
+                raise self._too_large(datagram, 'this system or network sends at once') from error
+            raise OSError(error.errno, f'{self._name} cannot send to {readable(where)}: {error.strerror}') from error
         self.bytes_out += len(datagram)
         return True
 
-    def _wait_for_room(self, deadline: Deadline) -> bool:
-        if self._room is None:
-            self._room = threading.Condition(self._lock)
-        return self._reactor.wait_for(
-            self._room, lambda: self.pending <= self._max_pending or not self._open, deadline.remaining
-        )
-
-    def _too_large(self, datagram: bytes, limit: Optional[int]) -> ProtocolError:
-        what = f'the {limit} that a datagram holds' if limit else 'this system or network sends at once'
+    def _too_large(self, datagram: bytes, limit: str) -> ProtocolError:
         return ProtocolError(
             FRAME_TOO_LARGE,
-            f'{self._name}: a message of {len(datagram)} bytes is more than {what}; nothing was sent; split it, or use TCP',
+            f'{self._name}: a message of {len(datagram)} bytes is more than {limit}; nothing was sent; split it, or use TCP',
         )
 
     def _release(self) -> None:
@@ -271,7 +317,9 @@ class Channel(Owned):
             self._sock.close()
             if self._room is not None:
                 self._room.notify_all()
+        self._names.close()
 
 
-def _text(where: SocketAddress) -> str:
+def readable(where: SocketAddress) -> str:
+    """Return a socket address as one writes it."""
     return f'[{where[0]}]:{where[1]}' if ':' in str(where[0]) else f'{where[0]}:{where[1]}'

@@ -59,7 +59,7 @@ class Client(Role, Owner):
         self._removed = removed
         self._strand = Strand(engine.workers, self._deliverer())
 
-        # Guarded by _changed; Connection._lock is not taken inside it.
+        # Guarded by _lock; Connection._lock is not taken inside it.
         self._connection: Optional[Connection] = None
         self._closing = False
         self._in_callback: Optional[int] = None  # the thread that runs the callback of connect_to
@@ -178,7 +178,7 @@ class Client(Role, Owner):
         Raises `NotConnectedError` if the client is destroyed.
         """
         self._check_callback()
-        with self._changed:
+        with self._lock:
             self._reactor.wait_for(self._changed, self._is_settled, timeout)
             if self._destroyed or self._closing:
                 raise self._gone()
@@ -197,9 +197,9 @@ class Client(Role, Owner):
             try:
                 connection.flush(timeout)
             except NotConnectedError:
-                with self._changed:  # until what was lost is counted, and told of once
+                with self._lock:  # until what was lost is counted, and told of once
                     self._reactor.wait_for(self._changed, lambda: self._socket is not connection, timeout)
-        with self._changed:
+        with self._lock:
             lost, self._lost = self._lost, 0
         if lost:
             raise NotConnectedError(f'{self}: {lost} bytes were not delivered, because the connection was lost')
@@ -217,7 +217,7 @@ class Client(Role, Owner):
 
     def stats(self) -> Dict[str, int]:
         """Return counters since the client was made: connections, messages and bytes in and out, bytes pending, errors."""
-        with self._changed:
+        with self._lock:
             stats = dict(self._past, errors=self._errors, pending_bytes=0)
             connection = self._socket
             if connection is not None:
@@ -232,7 +232,7 @@ class Client(Role, Owner):
         self._reactor.call(self._attempt)
 
     def _begin_goodbye(self) -> None:
-        with self._changed:
+        with self._lock:
             first, self._closing = not self._closing, True
             self._strand.deliver = self._drop
             self._connection = None
@@ -244,7 +244,7 @@ class Client(Role, Owner):
     def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
         if self._engine.must_not_wait:
             return
-        with self._changed:
+        with self._lock:
             if not self._changed.wait_for(lambda: self._destroyed, deadline.remaining):
                 error = EmitTimeout(f'{self}: not all was delivered within {deadline.timeout} s; the connection is cut')
                 self._reactor.call(self._abort, error)
@@ -269,7 +269,7 @@ class Client(Role, Owner):
                     return
                 self._detach(connection)
             self._check_callback()
-            with self._changed:
+            with self._lock:
                 settled = self._reactor.wait_for(self._changed, self._is_settled, deadline.remaining)
                 if self._destroyed or self._closing:
                     raise self._gone()
@@ -297,7 +297,7 @@ class Client(Role, Owner):
 
     def _detach(self, connection: Connection) -> None:
         """Let emits wait for the next connection."""
-        with self._changed:
+        with self._lock:
             if self._connection is connection:
                 self._connection = None
 
@@ -325,7 +325,7 @@ class Client(Role, Owner):
         )
         self._socket = connection
         self._strand.post(self._announce, connection, True)
-        with self._changed:
+        with self._lock:
             self._past['connections'] += 1
             if not self._closing:
                 self._connection = connection
@@ -354,7 +354,7 @@ class Client(Role, Owner):
 
     def _connection_closed(self, connection: Connection) -> None:
         self._detach(connection)
-        with self._changed:
+        with self._lock:
             self._socket = None
             self._lost += connection.pending
             self._changed.notify_all()
@@ -394,7 +394,7 @@ class Client(Role, Owner):
             self._socket.abort(error)
 
     def _destroy(self) -> None:
-        with self._changed:
+        with self._lock:
             self._destroyed = True
             self._changed.notify_all()
         self._strand.post(self._publish_destroy)
@@ -444,7 +444,7 @@ class Client(Role, Owner):
         if self._dropped:
             logger.info('%s: %d events that had arrived were dropped by disconnect()', self, self._dropped)
         self._publish('destroy')
-        with self._changed:
+        with self._lock:
             self._finished = True
             self._changed.notify_all()
         self._engine.endpoints.pop(self, None)

@@ -12,11 +12,10 @@ from collections import OrderedDict
 from typing import Any, List, Mapping, Optional
 
 from .address import Listener, SocketAddress, UDPAddress, adopt, listen, udp_address
-from .channel import Channel
+from .channel import Channel, readable
 from .deadline import Deadline
 from .engine import Engine
 from .errors import IPCError, NotConnectedError, ProtocolError
-from .lookup import Names
 from .server import Carrier, Server, Socket
 from .wire import BACKPRESSURE, NO_DATA, Event, Payload
 
@@ -26,6 +25,9 @@ _MAX_BACKLOG_BYTES = 1 << 20
 
 # The objects that stand for a datagram which waits, however small it is.
 _OVERHEAD_BYTES = 512
+
+# Between two error events that tell of dropped datagrams.
+_REPORT_SECONDS = 1.0
 
 
 class DatagramPeer(Socket):
@@ -60,21 +62,24 @@ class DatagramPeer(Socket):
 
     # Reactor thread
 
-    def _take(self, events: List[Event], size: int) -> bool:
-        """Have the events of a datagram handled; False if too much waits for that already."""
-        size += _OVERHEAD_BYTES
-        if self._taken - self._handled + size > _MAX_BACKLOG_BYTES:
-            return False
-        self._taken += size
-        self._strand.post(self._handle, events, size)
-        return True
+    def _has_room(self, size: int) -> bool:
+        """Whether no more waits for its handlers than may."""
+        return self._taken - self._handled + size + _OVERHEAD_BYTES <= _MAX_BACKLOG_BYTES
+
+    def _take(self, events: List[Event], size: int) -> None:
+        """Have the events of a datagram handled."""
+        self._taken += size + _OVERHEAD_BYTES
+        for type, data in events:
+            self._strand.post(self._handle, type, data)
+        self._strand.post(self._done, size + _OVERHEAD_BYTES)
 
     # On the strand
 
-    def _handle(self, events: List[Event], size: int) -> None:
-        for type, data in events:
-            if not self._closed:
-                self._strand.deliver(type, data)
+    def _handle(self, type: str, data: Any) -> None:
+        if not self._closed:
+            self._strand.deliver(type, data)
+
+    def _done(self, size: int) -> None:
         self._handled += size
 
 
@@ -87,8 +92,9 @@ class DatagramServer(Server):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._sockets: OrderedDict[SocketAddress, DatagramPeer] = OrderedDict()  # the least recently heard first
-        self._names: Optional[Names] = None
-        self._dropped = 0  # datagrams that no error event has told of yet; guarded by _changed
+        # Datagrams that were dropped since an error event told of some; None if that is long ago. The reactor thread's own.
+        self._muffled: Optional[int] = None
+        self._drop_report_waits = False
 
     @property
     def _channel(self) -> Optional[Channel]:
@@ -99,28 +105,28 @@ class DatagramServer(Server):
         if isinstance(socket, DatagramPeer):
             self._send(frame, socket._where, timeout)
         else:
-            self._send_to(self._target(socket), frame, timeout)
+            deadline = Deadline(self._emit_timeout if timeout is None else timeout)
+            self._running().send_to(frame, self._target(socket), deadline)
 
     def broadcast(self, type: Payload, data: Any = NO_DATA) -> None:
         frame = self._encode(type, data)
-        with self._changed:
+        with self._lock:
             peers = list(self._sockets.values())
+        channel = self._door
+        if channel is None or not peers:
+            return
+        channel.check(frame)
+        channel.wait_for_room(Deadline(self._emit_timeout))
         for peer in peers:
             try:
-                self._send(frame, peer._where, None)
-            except OSError as error:  # NotConnectedError and EmitTimeout, too
-                if isinstance(error, IPCError):
+                channel.queue(frame, peer._where)
+            except (OSError, ProtocolError) as error:
+                if isinstance(error, NotConnectedError):
                     raise
-                self._report(error, peer, level=logging.INFO)
+                peer._strand.post(self._report_failure, error, peer)
 
     def _send(self, frame: bytes, where: SocketAddress, timeout: Optional[float]) -> None:
         self._running().send(frame, where, Deadline(self._emit_timeout if timeout is None else timeout))
-
-    def _send_to(self, address: UDPAddress, frame: bytes, timeout: Optional[float]) -> None:
-        deadline = Deadline(self._emit_timeout if timeout is None else timeout)
-        channel = self._running()
-        assert self._names is not None
-        channel.send(frame, self._names.find(address, deadline), deadline)
 
     def _running(self) -> Channel:
         channel = self._door
@@ -135,7 +141,7 @@ class DatagramServer(Server):
             host, port = target
         else:
             host = port = None
-        if not isinstance(host, str) or not host or not isinstance(port, int) or not 0 < port < 65536:
+        if not (isinstance(host, str) and host and isinstance(port, int) and port is not True and 0 < port < 65536):
             raise TypeError(
                 f"{self}: emit takes a peer, (host, port) or {{'address': host, 'port': port}} first, a port being an int "
                 f'from 1 to 65535, not {target!r}'
@@ -153,11 +159,9 @@ class DatagramServer(Server):
 
     def _open(self, bound: Listener, engine: Engine) -> Channel:
         config = self._config
-        name = f'server {config.id!r} ({bound.address})'
-        self._names = Names(name, engine.reactor)
         return Channel(
             bound,
-            name,
+            f'server {config.id!r} ({bound.address})',
             engine.reactor,
             config.max_pending_bytes,
             config.stall_timeout / 1000,
@@ -183,17 +187,23 @@ class DatagramServer(Server):
         except Exception as error:  # MemoryError, or a defect: this datagram's fault alone
             self._drop(error, peer)
             return
+        if not events:
+            return  # an empty one
         if peer is None:
             peer = self._admit(sender)
         else:
-            with self._changed:
+            with self._lock:
                 self._sockets.move_to_end(sender)
-        if peer is None or not peer._take(events, len(datagram)):
-            why = f'{self._name(sender)}: a datagram is dropped, because handlers have not kept up with those before it'
+        if peer is None or not peer._has_room(len(datagram)):
+            why = (
+                f'{self._name(sender)}: a datagram is dropped, because handlers have not kept up with those before it; send '
+                'less, raise config.workers, or use TCP, which makes senders wait'
+            )
             self._drop(ProtocolError(BACKPRESSURE, why), peer)
             return
         assert self._door is not None
-        self._door.messages_in += len(events)
+        self._door.messages_in += len(events)  # first, for a handler may look
+        peer._take(events, len(datagram))
 
     def _admit(self, sender: SocketAddress) -> Optional[DatagramPeer]:
         """Remember a new peer in place of the least recently heard, if that many are not being handled already."""
@@ -212,21 +222,40 @@ class DatagramServer(Server):
             self._left(peer._where)
 
     def _name(self, sender: SocketAddress) -> str:
-        return f'{sender[0]}:{sender[1]}, a peer of {self}'
+        return f'{readable(sender)}, a peer of {self}'
 
     def _drop(self, error: Exception, peer: Optional[DatagramPeer]) -> None:
-        """One error event tells of the first, and another of all that were dropped while it waited for its turn."""
-        with self._changed:
-            self._dropped += 1
-            first = self._dropped == 1
-        if first:
-            self._post(self._report_dropped, error, peer)
+        """Report the first that is dropped, and then how many more, once in a while: a flood must not flood the log."""
+        if self._muffled is not None:
+            self._muffled += 1
+        else:
+            self._report_drops(error, peer)
+
+    def _report_drops(self, error: Exception, peer: Optional[DatagramPeer]) -> None:
+        assert self._engine is not None
+        self._muffled = 0
+        self._drop_report_waits = True
+        self._engine.reactor.call_later(_REPORT_SECONDS, self._unmuffle)
+        self._post(self._report_dropped, error, peer)
+
+    def _unmuffle(self) -> None:
+        if self._drop_report_waits and self._engine is not None:  # for a handler that takes long
+            self._engine.reactor.call_later(_REPORT_SECONDS, self._unmuffle)
+        elif self._muffled:
+            self._report_drops(self._more_dropped(), None)
+        else:
+            self._muffled = None
+
+    def _more_dropped(self) -> IPCError:
+        what = '1 more datagram was' if self._muffled == 1 else f'{self._muffled} more datagrams were'
+        return IPCError(f'{self}: {what} dropped; see the error before this one')
 
     def _failed(self, error: Exception) -> None:
-        self._post(self._report_failure, error)
+        self._post(self._report_failure, error, None)
 
     def _shut(self) -> None:
-        assert self._door is not None
+        if self._door is None:
+            return
         self._door.stop_reading()
         for where in list(self._sockets):
             self._left(where)
@@ -236,7 +265,12 @@ class DatagramServer(Server):
             self._door.abort(error)
 
     def _channel_closed(self) -> None:
-        with self._changed:
+        if self._muffled:
+            self._post(self._report_dropped, self._more_dropped(), None)
+        self._muffled = None
+        for where in list(self._sockets):  # if it was not stopped but broke
+            self._left(where)
+        with self._lock:
             assert self._door is not None
             self._count_past(self._door)
             self._door = None
@@ -245,7 +279,7 @@ class DatagramServer(Server):
     # Reactor thread and strands
 
     def _stop_if_finished(self) -> None:
-        with self._changed:
+        with self._lock:
             door, engine = self._door, self._engine
             answered = self._state == 'stopping' and (self._hurried or not self._unfinished)
         if door is None:
@@ -256,12 +290,13 @@ class DatagramServer(Server):
     # On strands
 
     def _report_dropped(self, error: Exception, peer: Optional[DatagramPeer]) -> None:
+        self._drop_report_waits = False
         self._report(error, peer, level=logging.WARNING)
-        with self._changed:
-            more, self._dropped = self._dropped - 1, 0
-        if more:
-            what = 'datagram was' if more == 1 else 'datagrams were'
-            self._report(IPCError(f'{self}: {more} more {what} dropped'), None, level=logging.WARNING)
 
-    def _report_failure(self, error: Exception) -> None:
-        self._report(error, None, level=logging.WARNING)
+    def _report_failure(self, error: Exception, peer: Optional[DatagramPeer]) -> None:
+        self._report(error, peer, level=logging.WARNING)
+
+    def _abandon(self) -> None:
+        super()._abandon()
+        self._muffled = None
+        self._drop_report_waits = False

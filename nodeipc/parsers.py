@@ -7,6 +7,7 @@ parser knows no socket, thread, clock or file.
 
 from __future__ import annotations
 
+import traceback
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple
 
 from .config import DEFAULT_MAX_MESSAGE_SIZE, Config
@@ -128,13 +129,14 @@ class _CustomDecoder:
             for type, value in self._feed(data):
                 if not isinstance(type, str):
                     raise TypeError(f'an event type must be a str, not {_excerpt(type)}')
-                yield str(type), value
-        except (ProtocolError, MemoryError):
+                yield str.__str__(type), value  # exactly a str, also of a member of an Enum
+        except (MemoryError, GeneratorExit):
             raise
-        except Exception as error:
-            raise ProtocolError(
-                INVALID_MESSAGE, f'{_name(self._parser)} refused what came, or failed: {error!r}'
-            ) from error
+        except BaseException as error:  # SystemExit, too, which would end the reactor thread
+            code, why = INVALID_MESSAGE, ''.join(traceback.format_exception_only(error.__class__, error)).strip()
+            if isinstance(error, ProtocolError):
+                code, why = getattr(error, 'code', code), error.args[0] if error.args else why
+            raise ProtocolError(code, f'{_name(self._parser)} refused what came, or failed: {why}') from error
 
 
 def make_parser(config: Config) -> Codec:
@@ -145,14 +147,18 @@ def make_parser(config: Config) -> Codec:
     if isinstance(chosen, str):
         return _Fast(config)
     if isinstance(chosen, type):
-        import inspect  # 10 ms to import, and only they need it
-
-        try:
-            inspect.signature(chosen).bind(config)
-        except TypeError:
-            return _Custom(chosen())
-        return _Custom(chosen(config))
+        return _Custom(chosen(config) if _takes_config(chosen) else chosen())
     return _Custom(chosen)
+
+
+def _takes_config(parser: type) -> bool:
+    """Whether the first argument is needed, or is called so."""
+    import inspect  # 10 ms to import, and only classes need it
+
+    for parameter in inspect.signature(parser).parameters.values():
+        positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        return positional and (parameter.default is parameter.empty or parameter.name == 'config')
+    return False
 
 
 def _name(parser: Parser) -> str:

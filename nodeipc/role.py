@@ -30,8 +30,10 @@ class Role(Emitter, Endpoint):
         if config.log_payloads:
             self._encode = self._encode_logged(self._encode)
 
-        # Guards the state and the counters of the endpoint; notified when the state changes.
-        self._changed = threading.Condition()
+        # Guards the state and the counters of the endpoint. Taken by itself and not through the condition that is notified
+        # when the state changes, whose __enter__ is Python: Ctrl-C could come between, and leave it locked for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._errors = 0
 
     def _encode_logged(self, encode: Callable[[Any, Any], bytes]) -> Callable[[Any, Any], bytes]:
@@ -56,11 +58,12 @@ class Role(Emitter, Endpoint):
         """Publish an `error` event, and log it if it has a level. On a strand, because handlers and log sinks may block."""
         if level:
             logger.log(level, '%s', error)
-        with self._changed:
+        with self._lock:
             self._errors += 1
         self._publish('error', error, *context)
 
     def _abandon(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._handlers_lock = threading.Lock()
 

@@ -8,6 +8,7 @@ wait for each other.
 from __future__ import annotations
 
 import socket as socket_module
+import threading
 from typing import Any, Callable, Dict, List, Optional, Protocol, Set, Tuple, Union
 
 from .address import Address, Peer, public
@@ -148,8 +149,9 @@ class Server(Role):
         self.on('get.events.listening', self._describe_listening)
         self.on('get.events.broadcasting', self._describe_broadcasting)
 
-        # Guarded by _changed, inside which no other lock is taken.
-        self._state = 'stopped'  # 'starting', 'listening', 'stopping'
+        # Guarded by _lock, inside which no other lock is taken.
+        self._state = 'stopped'  # 'starting', 'listening', 'stopping'; 'being stopped' while it starts
+        self._starter: Optional[int] = None  # the thread that starts it, until it is stopped again
         self._starts = 0  # tells the end of one run from that of the next
         self._engine: Optional[Engine] = None
         self._strand: Optional[Strand] = None
@@ -177,7 +179,7 @@ class Server(Role):
     @property
     def sockets(self) -> Tuple[Socket, ...]:
         """The connected clients, in the order in which they came; UDP: the peers, the least recently heard first."""
-        with self._changed:
+        with self._lock:
             return tuple(self._sockets.values())
 
     @property
@@ -188,7 +190,7 @@ class Server(Role):
     @property
     def listening(self) -> bool:
         """Whether clients can connect, or peers be heard."""
-        return self._state == 'listening'
+        return self._state == 'listening' and self._door is not None
 
     def start(self) -> None:
         """Bind the address and listen.
@@ -198,16 +200,16 @@ class Server(Role):
         The callback that was given to ``serve`` is called in this thread before anybody is accepted; if it raises,
         the server is not started. Accepting begins when the handlers of ``start`` have run.
         """
-        with self._changed:
+        with self._lock:
             if self._state != 'stopped':
                 raise RuntimeError(f'{self} is {self._state}; stop it before starting it again')
             self._state = 'starting'
+            self._starter = threading.get_ident()
             self._starts += 1
-            run = self._starts
         try:
             bound = self._bind()
             try:
-                engine = self._attach(self)
+                self._engine = engine = self._attach(self)
                 door = self._open(bound, engine)
             except BaseException:
                 bound.close()
@@ -217,25 +219,25 @@ class Server(Role):
                 self._door = door
                 if self._callback is not None:
                     call_back(self._callback, self)
-                with self._changed:
-                    if self._state != 'starting' or self._starts != run:
+                with self._lock:
+                    if self._state != 'starting':
                         raise RuntimeError(f'{self} was stopped while it was starting')
                     self._state = 'listening'
-                    self._engine = engine
                     self._strand = strand = Strand(engine.workers, self._publish)
                     self._hurried = False
                     self._unfinished.clear()
             except BaseException:
+                self._door = None
                 door.close()
                 raise
         except BaseException:
-            with self._changed:
-                overtaken = self._starts != run  # by another start, whose business the rest is
-                if not overtaken:
-                    self._state = 'stopped'
-                    self._door = None
-            if not overtaken:
+            # Nobody else starts it before that has been undone: the state says so until then.
+            try:
                 self._detach(self)
+            finally:
+                with self._lock:
+                    self._state = 'stopped'
+                    self._changed.notify_all()
             raise
         strand.post(self._publish, 'start', self)
         strand.post(engine.reactor.call, door.start)
@@ -274,7 +276,7 @@ class Server(Role):
 
         UDP: the connections are the peers that were heard from and are remembered.
         """
-        with self._changed:
+        with self._lock:
             stats = dict(self._past, errors=self._errors, connections=len(self._sockets), pending_bytes=0)
             carriers = self._carriers()
         for carrier in carriers:
@@ -293,7 +295,7 @@ class Server(Role):
         raise NotImplementedError
 
     def _carriers(self) -> List[Carrier]:
-        """Return what counts messages now. Called with _changed held."""
+        """Return what counts messages now. Called with _lock held."""
         raise NotImplementedError
 
     def _shut(self) -> None:
@@ -307,21 +309,26 @@ class Server(Role):
     # For the facade
 
     def _begin_goodbye(self) -> None:
-        with self._changed:
+        with self._lock:
             if self._state == 'starting':
-                self._state = 'stopped'  # which start() will see
-            if self._state != 'listening':
-                return
-            self._state = 'stopping'
+                self._state = 'being stopped'  # which start() will see
+            if self._state == 'listening':
+                self._state = 'stopping'
             door, engine = self._door, self._engine
-        assert door is not None
-        assert engine is not None
-        door.withdraw()
+            if self._state != 'stopping' or engine is None:
+                return
+        # Again each time: Ctrl-C may have come between.
+        if door is not None:
+            door.withdraw()
         engine.reactor.call(self._stop_accepting)
 
     def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
         engine, run = self._engine, self._starts
         if engine is None or engine.must_not_wait:
+            return
+        if self._state == 'being stopped':
+            if self._starter != threading.get_ident():  # else in the callback of its own start
+                self._is_stopped_within(run, deadline.sooner(handlers).remaining)
             return
         if not self._is_stopped_within(run, deadline.sooner(handlers).remaining):
             engine.reactor.call(self._hurry, run)
@@ -331,14 +338,15 @@ class Server(Role):
                 self._is_stopped_within(run, None)
 
     def _is_stopped_within(self, run: int, timeout: Optional[float]) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: self._state != 'stopping' or self._starts != run, timeout)
+        with self._lock:
+            ending = ('stopping', 'being stopped')
+            return self._changed.wait_for(lambda: self._state not in ending or self._starts != run, timeout)
 
     def _abandon(self) -> None:
         super()._abandon()
         self._state = 'stopped'
         self._door = self._engine = self._strand = None
-        self._sockets = {}
+        self._sockets.clear()
         self._unfinished = set()
 
     # Made once for each socket, called for each event
@@ -371,7 +379,7 @@ class Server(Role):
 
     def _joined(self, key: Any, socket: Socket) -> None:
         """Announce and count a new peer."""
-        with self._changed:
+        with self._lock:
             self._past['connections_total'] += 1
             self._sockets[key] = socket
             self._unfinished.add(socket)
@@ -379,7 +387,7 @@ class Server(Role):
 
     def _left(self, key: Any, carrier: Optional[Carrier] = None) -> None:
         """Say after its events that a peer is gone, and its `carrier` with it."""
-        with self._changed:
+        with self._lock:
             socket = self._sockets.pop(key)
             if carrier is not None:
                 self._count_past(carrier)
@@ -389,7 +397,7 @@ class Server(Role):
             self._stop_if_finished()
 
     def _count_past(self, carrier: Carrier) -> None:
-        """Keep the counters of a carrier that is gone. Called with _changed held."""
+        """Keep the counters of a carrier that is gone. Called with _lock held."""
         _count(self._past, carrier)
 
     def _stop_accepting(self) -> None:
@@ -416,23 +424,24 @@ class Server(Role):
 
     def _finished(self, socket: Socket) -> None:
         socket._strand.deliver = _ignore  # it refers to the socket, which refers to the strand
-        with self._changed:
+        with self._lock:
             self._unfinished.discard(socket)
         self._stop_if_finished()
 
     def _stop_if_finished(self) -> None:
-        with self._changed:
+        with self._lock:
             busy = self._sockets if self._hurried else self._unfinished
-            if self._state != 'stopping' or self._door or busy or self._strand is None:
+            if self._state != 'stopping' or self._door or busy:
                 return
             strand, self._strand = self._strand, None
-        strand.post(self._publish, 'stop')
-        strand.post(self._stopped, self._starts)
+        if strand is not None:
+            strand.post(self._publish, 'stop')
+            strand.post(self._stopped, self._starts)
         if self._hurried:
-            self._stopped(self._starts)  # a handler of `start` may be among those that never end
+            self._stopped(self._starts)  # a handler of `start`, `error` or `stop` may be among those that never end
 
     def _stopped(self, starts: int) -> None:
-        with self._changed:
+        with self._lock:
             if self._starts != starts or self._state != 'stopping':
                 return
             if self._engine is not None:

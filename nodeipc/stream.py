@@ -97,7 +97,7 @@ class StreamServer(Server):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        # The reactor thread's own, but for _refused, which _changed guards.
+        # The reactor thread's own, but for _refused, which _lock guards.
         self._accept_error_queued = False
         self._refused = 0  # connections over the limit that no error event has told of yet
 
@@ -115,7 +115,7 @@ class StreamServer(Server):
             connection.wait_for_room(bytes_out, stall)
 
     def _clients(self) -> List[StreamSocket]:
-        with self._changed:
+        with self._lock:
             return list(self._sockets.values())
 
     def _carriers(self) -> List[Carrier]:
@@ -130,7 +130,8 @@ class StreamServer(Server):
     # Reactor thread
 
     def _shut(self) -> None:
-        assert self._door is not None
+        if self._door is None:
+            return
         self._door.stop()
         self._door = None
         for socket in self._clients():
@@ -176,7 +177,7 @@ class StreamServer(Server):
 
     def _refuse(self) -> None:
         """One error event tells of all that were refused while it waited for its turn."""
-        with self._changed:
+        with self._lock:
             self._refused += 1
             first = self._refused == 1
         if first:
@@ -189,7 +190,7 @@ class StreamServer(Server):
         self._report(error, None, level=logging.ERROR)
 
     def _report_refused(self) -> None:
-        with self._changed:
+        with self._lock:
             count, self._refused = self._refused, 0
         limit = self._config.max_connections
         what = 'a connection was' if count == 1 else f'{count} connections were'

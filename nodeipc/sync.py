@@ -1,52 +1,77 @@
 """The client with ``config.sync``: one request at a time, the next emit leaves when the server has answered the last.
 
-As in node-ipc an answer is whatever event the server sends; its turn is over when its handlers have run. A thread that
-emits waits for its turn. A handler must not, for the answer could be waiting for that very handler: what it emits is
-queued and leaves after it.
+As in node-ipc an answer is whatever event the server sends; the turn is over when its handlers have run. A thread that
+emits waits in line for its turn. A handler must not, for the answer could be waiting for that very handler: what it emits
+stands in line by itself and leaves after it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import socket
+import threading
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Iterator, Optional
+from typing import Any, Callable, Deque, Dict, Iterator, Optional, Set
 
 from .client import Client
 from .connection import Connection
-from .deadline import Deadline
+from .deadline import NEVER, Deadline
 from .errors import EmitTimeout, NotConnectedError
 from .reactor import Timer
 
 
 class _Turn:
-    """A request that is being sent, or was and is not answered."""
+    """A request: in line, being sent, or sent and not answered.
 
-    __slots__ = ('connection', 'lost', 'sent')
+    `frame` is what a handler emitted, to be sent in its turn; None is a thread's, which sends for itself. `connection` is
+    the one that the request was sent on or, as long as it stands in line, the one that a handler meant.
+    """
+
+    __slots__ = ('before', 'begun', 'connection', 'frame', 'lost', 'sent', 'wait')
 
     def __init__(self) -> None:
+        self.frame: Optional[bytes] = None
         self.connection: Optional[Connection] = None
+        self.begun = False  # to be sent: from here on an event can be the answer
+        self.before = 0  # messages that the connection had sent when it was begun
         self.sent = False
-        self.lost = False
+        self.lost = False  # with the connection, before anybody could tell whether it had been sent
+        # Taken until there is an end to the thread's waiting. A lock of its own wakes nobody else, and Ctrl-C cannot leave
+        # it, as it can leave a condition, without the lock that the condition had to take again.
+        self.wait = threading.Lock()
+        self.wait.acquire()
+
+    def begin(self, connection: Connection) -> None:
+        self.connection = connection
+        self.before = connection.messages_out
+        self.begun = True
+
+    @property
+    def may_have_left(self) -> bool:
+        return self.begun and self.connection is not None and self.connection.messages_out != self.before
 
 
 class SyncClient(Client):
     """A client that sends one request at a time.
 
-    A connection that is lost takes with it the request that was not answered and what handlers had queued: an ``error``
+    A connection that is lost takes with it the request that was not answered and what handlers had in line: an ``error``
     event tells of each, and nothing is sent again, because the server may have acted on it. Threads that wait for their
     turn get it on the next connection.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        # Guarded by _changed.
-        self._turn: Optional[_Turn] = None
-        self._queue: Deque[bytes] = deque()  # what handlers emitted
-        self._queued_bytes = 0
-        # The connection between its `connect` and its `disconnect`, as the strand publishes them, so that nothing of one
-        # connection is taken for an answer on the next.
-        self._current: Optional[Connection] = None
+        # Guarded by _lock.
+        self._turn: Optional[_Turn] = None  # whose turn it is
+        self._line: Deque[_Turn] = deque()
+        self._queued = 0  # bytes of what handlers have in line
+
+        # Threads that are in _send. Changed by single operations that the interpreter makes atomic.
+        self._emitting: Set[int] = set()
+
+        # The strand's own: the connection whose events it handles. One that comes from an earlier connection is no answer.
+        self._heard: Optional[Connection] = None
 
         self._patience: Optional[Timer] = None  # the reactor thread's own
 
@@ -58,94 +83,137 @@ class SyncClient(Client):
     def flush(self, timeout: Optional[float] = None) -> None:
         """As `Client.flush`, and wait for the turns of what handlers emitted; in a handler that raises RuntimeError."""
         deadline = Deadline(timeout)
-        with self._changed:
-            if self._queue and self._engine.workers.inside:
+        with self._lock:
+            if self._queued and self._engine.workers.inside:
                 raise RuntimeError(f'{self}: flush() in a handler would wait for what leaves only when the handler returns')
-            if not self._reactor.wait_for(self._changed, lambda: not self._queue or self._destroyed, deadline.remaining):
-                raise EmitTimeout(f'{self}: {len(self._queue)} messages have not had their turn within {timeout} s')
+            if not self._reactor.wait_for(self._changed, lambda: not self._queued or self._finished, deadline.remaining):
+                raise EmitTimeout(f'{self}: {self._queued} bytes that handlers emitted had no turn within {timeout} s')
         super().flush(deadline.remaining)
 
     def stats(self) -> Dict[str, int]:
         stats = super().stats()
-        stats['pending_bytes'] += self._queued_bytes
+        stats['pending_bytes'] += self._queued
         return stats
 
     # Any thread
 
     def _send(self, frame: bytes, timeout: Optional[float], messages: int) -> None:
+        if not frame:
+            return  # raw mode, on a stream: nothing arrives, and nothing is answered
+        me = threading.get_ident()
+        if me in self._emitting:
+            raise RuntimeError(
+                f'emit to {self} in a signal handler or __del__ that has interrupted an emit to it; '
+                'set a flag there and emit in the main program'
+            )
+        try:
+            self._emitting.add(me)
+            self._send_in_turn(frame, timeout, messages)
+        finally:
+            self._emitting.discard(me)
+
+    def _send_in_turn(self, frame: bytes, timeout: Optional[float], messages: int) -> None:
         deadline = Deadline(timeout)
         while True:
             turn = _Turn()
             try:
-                connection = self._take_turn(turn, frame, deadline)
+                connection = self._stand_in_line(turn, frame, deadline)
                 if connection is None:
-                    return  # queued
-                turn.sent = connection.send(frame, deadline.remaining, messages)
+                    return  # what a handler emits is in line, and that is all
+                sent = connection.send(frame, deadline.remaining, messages)
             except BaseException:
-                self._give_back(turn)
+                self._settle(turn, turn.may_have_left)  # Ctrl-C can come when it has
                 raise
-            if turn.sent:
-                with self._changed:
-                    lost = turn.lost
-                if lost:  # before anybody could tell that it had been sent
-                    self._strand.post(self._report_lost)
+            if self._settle(turn, sent):
                 return
-            self._give_back(turn)
+            self._detach(connection)
 
-    def _take_turn(self, turn: _Turn, frame: bytes, deadline: Deadline) -> Optional[Connection]:
-        """Wait for a turn and return the connection to use; in a handler, queue `frame` instead of waiting."""
+    def _settle(self, turn: _Turn, sent: bool) -> bool:
+        """Keep the turn until the answer, if the request has been sent; else let the next one try."""
+        with self._lock:
+            turn.sent = sent
+            if sent and not turn.lost:
+                return True
+        self._leave(turn)
+        if sent:
+            self._strand.post(self._report_lost)
+        return sent
+
+    def _stand_in_line(self, turn: _Turn, frame: bytes, deadline: Deadline) -> Optional[Connection]:
+        """Wait for a turn and return the connection to use; in a handler, None if it would have to wait."""
         self._check_callback()
-        with self._changed:
-            if self._engine.workers.inside and self._usable and not self._is_free():
-                self._enqueue(frame)
+        with self._lock:
+            if self._engine.workers.inside and self._usable and (self._turn or self._line or not self._connection):
+                self._enqueue(turn, frame)
                 return None
-            settled = self._reactor.wait_for(self._changed, lambda: self._is_free() or not self._usable, deadline.remaining)
             if not self._usable:
                 raise self._gone()
-            if not settled:
-                raise EmitTimeout(self._why_no_turn(deadline))
-            self._turn, turn.connection = turn, self._current
-            return self._current
+            self._line.append(turn)
+            self._grant()
+        remaining = deadline.remaining
+        turn.wait.acquire(timeout=-1 if remaining is None else remaining)
+        with self._lock:
+            if self._turn is turn and turn.connection is not None:
+                turn.begin(turn.connection)
+                return turn.connection
+            raise EmitTimeout(self._why_no_turn(deadline)) if self._usable else self._gone()
 
-    def _is_free(self) -> bool:
-        return self._turn is None and self._current is not None and not self._queue
-
-    def _enqueue(self, frame: bytes) -> None:
-        limit = self._config.max_pending_bytes
-        if self._queued_bytes > limit:
+    def _enqueue(self, turn: _Turn, frame: bytes) -> None:
+        if self._queued > self._config.max_pending_bytes:
             raise EmitTimeout(
-                f'{self}: {self._queued_bytes} bytes that handlers emitted wait for their turns, and a handler cannot wait; '
+                f'{self}: {self._queued} bytes that handlers emitted wait for their turns, and a handler cannot wait; '
                 'emit less, or raise config.max_pending_bytes'
             )
-        self._queue.append(frame)
-        self._queued_bytes += len(frame)
+        turn.frame, turn.connection = frame, self._connection
+        self._line.append(turn)
+        self._queued += len(frame)
 
     def _why_no_turn(self, deadline: Deadline) -> str:
-        if self._current is None:
+        if self._connection is None:
             why = f'; the last attempt: {self._last_error}' if self._last_error else ''
             return f'{self}: no connection within {deadline.timeout} s, nothing was sent; is the server running?{why}'
         return (
-            f'{self}: the server has not answered the last message within {deadline.timeout} s, and nothing more was sent '
-            '(config.sync); answer every message, or wait longer'
+            f'{self}: no turn within {deadline.timeout} s, nothing was sent: the last message was not answered, or handlers '
+            'of this client still run (config.sync); answer every message, or wait longer'
         )
 
-    def _give_back(self, turn: _Turn) -> None:
-        """Nothing was sent: let the next one try."""
-        with self._changed:
-            if turn.connection is not None and not turn.connection.is_open and self._current is turn.connection:
-                self._current = None
+    def _grant(self) -> None:
+        """With _lock held: if it is nobody's turn, a thread that is first in line has it."""
+        if self._turn is None and self._line and self._line[0].frame is None and self._connection is not None:
+            self._turn = self._line.popleft()
+            self._turn.connection = self._connection
+            self._turn.wait.release()
+
+    def _leave(self, turn: _Turn) -> None:
+        """Let the next one try."""
+        with self._lock:
             if self._turn is turn:
                 self._turn = None
-                self._changed.notify_all()
-        self._strand.post(self._advance)
+            elif turn.frame is None and turn in self._line:
+                self._line.remove(turn)
+            self._grant()
+            waiting = self._line and not self._destroyed
+        if waiting:
+            self._strand.post(self._advance)
 
-    def _unqueue(self) -> None:
-        with self._changed:
-            self._queued_bytes -= len(self._queue.popleft())
-            if not self._queue:
-                self._changed.notify_all()
-                if self._closing:
-                    self._reactor.call(self._goodbye)
+    def _dismiss(self) -> None:
+        """Let the threads in line find out that they wait for nothing."""
+        with self._lock:
+            for turn in self._line:
+                if turn.frame is None and turn.wait.locked():
+                    turn.wait.release()
+
+    def _begin_goodbye(self) -> None:
+        super()._begin_goodbye()
+        self._dismiss()
+
+    def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
+        if self._engine.must_not_wait:
+            return
+        with self._lock:
+            self._changed.wait_for(lambda: not self._queued or self._destroyed, deadline.sooner(handlers).remaining)
+        self._reactor.call(super()._goodbye)
+        super()._wait_goodbye(deadline, handlers)
 
     # On the strand
 
@@ -153,50 +221,63 @@ class SyncClient(Client):
         deliver = super()._deliverer()
 
         def deliver_an_answer(type: str, data: Any) -> None:
+            turn = self._asked()  # now: what leaves while the handlers run is not answered by this event
             deliver(type, data)
-            self._answered()
+            self._answered(turn)
 
         return deliver_an_answer
 
     def _drop(self, type: str, data: Any) -> None:
         super()._drop(type, data)
-        self._answered()
+        self._answered(self._asked())
 
-    def _answered(self) -> None:
-        with self._changed:
-            self._turn = None
-            self._changed.notify_all()
+    def _asked(self) -> Optional[_Turn]:
+        """Return what an event that is about to be handled answers."""
+        turn = self._turn
+        return turn if turn is not None and turn.begun and turn.connection is self._heard else None
+
+    def _answered(self, turn: Optional[_Turn]) -> None:
+        if turn is None:
+            return
+        with self._lock:
+            if self._turn is turn:
+                self._turn = None
         self._advance()
 
     def _advance(self) -> None:
-        """If it is nobody's turn, give it to what was queued first. Nobody else takes from the queue."""
+        """If it is nobody's turn, give it to whoever is first in line. Only here is anything taken out for a handler."""
         while True:
-            turn = _Turn()
-            with self._changed:
-                connection = self._current
-                if not self._queue or self._turn is not None or connection is None:
+            with self._lock:
+                self._grant()
+                connection = self._socket  # also while the client says goodbye
+                if self._turn is not None or not self._line or connection is None:
                     return
-                self._turn, turn.connection = turn, connection
-                frame = self._queue[0]
+                frame = self._line[0].frame
+                if frame is None:
+                    return  # a thread, which waits for the next connection
+                turn = self._turn = self._line[0]
+                turn.begin(connection)
             try:
                 turn.sent = connection.send(frame, self._emit_timeout)
+                gone = not turn.sent
             except EmitTimeout as error:
-                self._unqueue()
+                gone = False
                 self._report(error, level=logging.WARNING)
-            if turn.sent:
-                self._unqueue()
-                return
-            with self._changed:
-                self._turn = None
-                if not connection.is_open:
-                    return  # its `disconnect` comes, and what is queued fails
-                self._changed.notify_all()
+            with self._lock:
+                if not turn.sent and self._turn is turn:
+                    self._turn = None
+                if gone:
+                    return  # the connection's `disconnect` comes, and tells what becomes of the line
+                self._line.popleft()
+                self._queued -= len(frame)
+                if not self._queued:
+                    self._changed.notify_all()
+                    if self._closing:
+                        self._reactor.call(self._goodbye)
 
     def _announce(self, connection: Connection, connected: bool) -> None:
         if connected:
-            with self._changed:
-                self._current = connection
-                self._changed.notify_all()
+            self._heard = connection
         else:
             self._lose(connection)
         super()._announce(connection, connected)
@@ -205,56 +286,66 @@ class SyncClient(Client):
     def _lose(self, connection: Connection) -> None:
         """The connection is gone, and no answer will come on it."""
         unanswered = False
-        with self._changed:
-            if self._current is connection:
-                self._current = None
+        with self._lock:
             turn = self._turn
             if turn is not None and turn.connection is connection:
-                self._turn = None
                 unanswered = turn.sent
-                turn.lost = not turn.sent  # then whoever sends it finds out
-            self._changed.notify_all()
+                if turn.sent:
+                    self._turn = None
+                else:
+                    turn.lost = True  # whoever has the turn finds out, and leaves
         if unanswered and self._usable:
             self._report_lost()
-        self._fail_queue()
+        self._fail(lambda turn: turn.connection is connection)
 
     def _report_lost(self) -> None:
         why = f'{self}: the connection was lost before the last message was answered; it is not sent again'
         self._report(NotConnectedError(why), level=logging.WARNING)
 
-    def _fail_queue(self) -> None:
-        with self._changed:
-            count = len(self._queue)
-            self._queue.clear()
-            self._lost += self._queued_bytes
-            self._queued_bytes = 0
-            self._changed.notify_all()
-        if count:
+    def _fail(self, fails: Callable[[_Turn], bool]) -> None:
+        """Take what handlers emitted out of the line, and report it."""
+        with self._lock:
+            failed = {turn for turn in self._line if turn.frame is not None and fails(turn)}
+            if failed:
+                self._line = deque(turn for turn in self._line if turn not in failed)
+                size = sum(len(turn.frame or b'') for turn in failed)
+                self._queued -= size
+                self._lost += size
+                self._changed.notify_all()
+            self._grant()
+        if failed:
+            count = len(failed)
             what = 'a message that a handler emitted' if count == 1 else f'{count} messages that handlers emitted'
             why = f'{self}: {what} will not be sent, because the connection was lost before their turn'
             self._report(NotConnectedError(why), level=logging.WARNING)
 
     def _publish_destroy(self) -> None:
-        self._fail_queue()
+        self._fail(lambda turn: True)
         super()._publish_destroy()
 
     # Reactor thread
+
+    def _destroy(self) -> None:
+        super()._destroy()
+        self._dismiss()
+
+    def _connected(self, sock: socket.socket) -> None:
+        super()._connected(sock)
+        with self._lock:
+            self._grant()
 
     def _goodbye(self) -> None:
         """Let what handlers emitted have its turns first, as long as the server goes on answering."""
         if self._patience is not None:
             self._patience.cancel()
-        with self._changed:
-            waiting = len(self._queue) if self._current is not None else 0
-        if waiting:
-            self._patience = self._reactor.call_later(
-                self._config.stall_timeout / 1000, lambda: self._go_on_unless_stalled(waiting)
-            )
+        self._patience = None
+        queued = self._queued
+        if queued and self._socket is not None and not self._destroyed:
+            stall = self._config.stall_timeout / 1000
+            # Asked on the strand, behind what has arrived: the server does not pay for handlers of ours.
+            self._patience = self._reactor.call_later(stall, lambda: self._strand.post(self._go_on, queued))
         else:
             super()._goodbye()
 
-    def _go_on_unless_stalled(self, before: int) -> None:
-        if len(self._queue) < before:
-            self._goodbye()
-        else:
-            super()._goodbye()
+    def _go_on(self, before: int) -> None:
+        self._reactor.call(self._goodbye if self._queued < before else super()._goodbye)

@@ -258,12 +258,8 @@ def test_a_server_that_is_stopped_while_it_starts_stays_stopped(make: Any) -> No
     failed: List[BaseException] = []
 
     def slow() -> None:
-        if not entered.is_set():
-            entered.set()
-            leave.wait(20)
-        else:  # the second start: the first goes on and ends while this one is starting
-            leave.set()
-            first.join(20)
+        entered.set()
+        leave.wait(20)
 
     server = ipc.serve_net('127.0.0.1', 0, slow)
 
@@ -276,8 +272,16 @@ def test_a_server_that_is_stopped_while_it_starts_stays_stopped(make: Any) -> No
     first = threading.Thread(target=start)
     first.start()
     assert entered.wait(20)
-    server.stop()
+    server.stop(0.05)  # not longer than that
+    with pytest.raises(RuntimeError, match='is being stopped'):
+        server.start()
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    leave.set()
+    stopping.join(20)  # which waits until all is undone
+    assert not stopping.is_alive()
     server.start()
+    first.join(20)
     address = server.address
     assert 'was stopped while it was starting' in str(failed[0])
     assert server.listening

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
+import time
 from typing import Any, List
 
 import pytest
@@ -73,7 +75,7 @@ def test_without_an_answer_an_emit_times_out_and_nothing_is_sent(shy: Any) -> No
     server = shy()
     client = server.world.connect(sync=True)
     client.emit('ask', 1)
-    with pytest.raises(EmitTimeout, match=r"client 'world' .* has not answered the last message within 0.05 s.*config.sync"):
+    with pytest.raises(EmitTimeout, match=r"client 'world' .* no turn within 0.05 s.*was not answered.*config.sync"):
         client.emit('ask', 'never', timeout=0.05)
     server.answer()
     client.emit('ask', 2)
@@ -180,17 +182,124 @@ def test_a_queued_emit_leaves_after_the_handler_has_returned(shy: Any) -> None:
     assert client.stats()['pending_bytes'] == 0
 
 
-def test_what_handlers_queued_goes_before_threads_that_wait(shy: Any) -> None:
+def test_handlers_and_threads_have_their_turns_in_the_order_in_which_they_came(shy: Any) -> None:
     server = shy()
     client = server.world.connect(sync=True)
     client.once('answer', lambda: [client.emit('ask', n) for n in ('a', 'b')])
     client.emit('ask', 1)
     thread = threading.Thread(target=client.emit, args=('ask', 'thread'))
     thread.start()
+    eventually(lambda: client._line)
     for _ in range(4):
         server.answer()
     thread.join(20)
-    assert server.asked == [1, 'a', 'b', 'thread']
+    assert server.asked == [1, 'thread', 'a', 'b']
+
+
+def test_handlers_that_go_on_emitting_leave_threads_their_turns(pair: Any) -> None:
+    world = echo(pair)
+    client = world.connect(sync=True)
+    client.on('answer', lambda data: isinstance(data, int) and client.emit('ask', data + 1))
+    client.emit('ask', 0)
+    for n in range(20):
+        client.emit('ask', f'thread {n}', timeout=20)
+    client.off('answer')
+
+
+def test_what_leaves_while_an_event_is_handled_is_not_answered_by_it(shy: Any) -> None:
+    server = shy()
+    log = Log()
+    client = server.world.connect(log, sync=True)
+    log.wait('connect')
+    inside, gate = threading.Event(), threading.Event()
+
+    @client.on('news')
+    def news(which: str) -> None:
+        if which == 'slow':
+            inside.set()
+            assert gate.wait(20)
+        else:
+            for n in 'abc':
+                client.emit('ask', n)
+
+    eventually(lambda: server.world.server.sockets)
+    server.world.server.broadcast('news', 'slow')
+    assert inside.wait(20)
+    client.emit('ask', 'thread')
+    gate.set()
+    server.answer()
+    eventually(lambda: client._turn is None)
+    server.world.server.broadcast('news', 'quick')
+    for _ in range(3):
+        server.answer()  # which sees that there are never two
+    assert server.asked == ['thread', 'a', 'b', 'c']
+
+
+def test_an_empty_raw_message_takes_no_turn(pair: Any) -> None:
+    world = pair(raw_buffer=True)
+    log = Log()
+    world.server.on('*', log)
+    world.start()
+    client = world.connect(sync=True, raw_buffer=True)
+    for _ in range(3):
+        client.emit(b'', timeout=20)
+    client.emit(b'x', timeout=20)
+    log.wait('data')
+
+
+def test_an_emit_inside_an_emit_of_the_same_thread_is_refused(shy: Any) -> None:
+    """As a signal handler or __del__ does; it would wait for what it has interrupted."""
+    server = shy()
+    client = server.world.connect(sync=True)
+    client.emit('ask', 1)
+    errors: List[BaseException] = []
+
+    def interrupt(*_: Any) -> None:
+        try:
+            client.emit('ask', 'inside')
+        except RuntimeError as error:
+            errors.append(error)
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(EmitTimeout):
+            client.emit('ask', 2, timeout=1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    (error,) = errors
+    assert 'has interrupted an emit to it' in str(error)
+    server.answer()
+    client.emit('ask', 3)
+    server.answer()
+
+
+def test_a_connection_is_there_for_emit_when_wait_connected_says_so(shy: Any) -> None:
+    server = shy()
+    client = server.world.connect(sync=True)
+    assert client.wait_connected(20)
+    client.emit('ask', 1, timeout=0)
+
+
+def test_a_long_handler_of_its_own_does_not_cost_a_client_its_goodbye(pair: Any) -> None:
+    world = echo(pair)
+    asked: List[Any] = []
+    world.server.on('ask', asked.append)
+    client = world.connect(sync=True, stall_timeout=100)
+    queued = threading.Event()
+
+    @client.once('answer')
+    def answer() -> None:
+        for n in range(3):
+            client.emit('ask', n)
+        queued.set()
+        time.sleep(0.5)  # longer than the server may stall
+
+    client.emit('ask', 'go')
+    assert queued.wait(20)
+    client.disconnect()
+    assert asked == ['go', 0, 1, 2]
 
 
 def test_what_handlers_queue_is_bounded(shy: Any) -> None:
@@ -451,7 +560,7 @@ def test_flush_waits_for_the_queue_and_says_so_in_a_handler(shy: Any) -> None:
     client.emit('ask', 2)
     server.answer()
     eventually(lambda: server.asked[-1] == 'b')
-    with pytest.raises(EmitTimeout, match='1 messages have not had their turn'):
+    with pytest.raises(EmitTimeout, match='bytes that handlers emitted had no turn'):
         client.flush(0.05)
     flushing = threading.Thread(target=client.flush, args=(20,))
     flushing.start()
