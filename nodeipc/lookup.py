@@ -123,16 +123,15 @@ class Names:
             lambda: address in self._asked or len(self._asked) < _MAX_QUESTIONS or self._closed,
             deadline.remaining,
         )
-        question = self._asked.get(address)
-        if question is not None:
+        question = self._asked.get(address) or _Question(self)
+        if address in self._asked or self._closed:
             return question
-        question = _Question(self)
         known = self._known.get(address)
         if known is not None and known[1] > time.monotonic():  # since the caller looked
             question.answer = known[0]
         elif len(self._asked) >= _MAX_QUESTIONS:
             raise self._timeout(address, deadline)
-        elif not self._closed:
+        else:
             try:
                 self._asked[address] = question
                 look_up(

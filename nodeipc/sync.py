@@ -328,6 +328,8 @@ class SyncClient(Client):
     def _destroy(self) -> None:
         super()._destroy()
         self._dismiss()
+        if self._patience is not None:
+            self._patience.cancel()  # or it would keep the client in memory
 
     def _connected(self, sock: socket.socket) -> None:
         super()._connected(sock)

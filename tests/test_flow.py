@@ -46,6 +46,21 @@ def test_a_handler_that_falls_behind_makes_its_peers_emit_block(pair: Any) -> No
     assert len(handled) == sent + 1  # all that was accepted, and nothing of what was refused
 
 
+def test_a_large_event_counts_whole_however_many_chunks_it_came_in(pair: Any) -> None:
+    world = pair()
+    gate = threading.Event()
+    world.server.on('block', lambda: gate.wait(30))
+    world.start()
+    client = world.connect(max_pending_bytes=MIB)
+    with pytest.raises(EmitTimeout):
+        for _ in range(20):
+            client.emit('block', 'x' * MIB, timeout=0.3)
+    try:
+        assert world.server.stats()['messages_in'] == 1
+    finally:
+        gate.set()
+
+
 def test_small_events_are_bounded_too(pair: Any) -> None:
     world = pair()
     gate = threading.Event()
@@ -484,12 +499,15 @@ def test_clients_that_went_count_until_their_events_are_handled(pair: Any) -> No
     world.server.on('a', lambda: gate.wait(30))
     world.server.on('*', log)
     world.start()
-    for _ in range(30):
+    for number in range(30):
         with world.raw() as sock:
             try:
-                sock.sendall(b'{"type":"a"}\f' * 100 + b'x\f')
-                while sock.recv(1000):
-                    pass
+                sock.sendall(b'{"type":"a"}\f' * 100)
+                if number < 3:
+                    log.wait('connect', number + 1)
+                else:  # refused
+                    while sock.recv(1000):
+                        pass
             except OSError:
                 pass
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import socket
+import sys
 import threading
 from typing import Any, Dict, Iterable, List, Tuple
 
@@ -105,6 +107,38 @@ def test_datagrams_are_decoded_on_their_own(make: Any) -> None:
         assert not log.of('c')
 
 
+def test_a_type_may_be_a_member_of_an_enum(make: Any) -> None:
+    class Kind(str, enum.Enum):
+        PING = 'ping'
+
+    class Kinds(Lines):
+        def decoder(self) -> Any:
+            class Decoder:
+                def feed(self, data: bytes) -> Any:
+                    return [(Kind.PING, 1)] if data else []
+
+            return Decoder()
+
+    with make(parser=Kinds()) as ipc, ipc.serve() as server:
+        log = Log()
+        server.on('*', log)
+        ipc.connect_to('world').emit('x')
+        log.wait('ping')
+
+
+def test_settings_are_given_only_to_a_class_that_asks_for_them(make: Any) -> None:
+    class Optional(Lines):
+        def __init__(self, strict: Any = False) -> None:
+            self.strict = strict
+
+    class Named(Lines):
+        def __init__(self, config: Any = None) -> None:
+            self.config = config
+
+    assert make(parser=Optional).serve()._parser._parser.strict is False
+    assert make(id='named', parser=Named).serve()._parser._parser.config.id == 'named'
+
+
 def test_a_class_is_called_with_the_settings(make: Any) -> None:
     with make(id='settings', parser=Configured) as ipc, ipc.serve() as server:
         log = Log()
@@ -162,10 +196,17 @@ class FailingDecoder:
             b'protocol': self.protocol,
             b'late': self.late,
             b'recursion': self.recursion,
+            b'exit': sys.exit,
+            b'odd': self.odd,
         }.get(data, list)()
 
     def protocol(self) -> Any:
         raise ProtocolError('ERR_IPC_INVALID_JSON', 'my own reason')
+
+    def odd(self) -> Any:
+        error = ProtocolError('code', 'why')
+        error.args = ()
+        raise error
 
     def late(self) -> Any:
         yield 'early', 1
@@ -176,7 +217,7 @@ class FailingDecoder:
 
 
 @pytest.mark.parametrize(
-    'how', ['raise', 'none', 'callable', 'number', 'triple', 'text', 'protocol', 'late', 'recursion']
+    'how', ['raise', 'none', 'callable', 'number', 'triple', 'text', 'protocol', 'late', 'recursion', 'exit', 'odd']
 )
 def test_a_decoder_that_fails_costs_its_connection_alone(pair: Any, how: str, capsys: Any) -> None:
     world = pair(parser=Failing)
@@ -198,9 +239,9 @@ def test_a_decoder_that_fails_costs_its_connection_alone(pair: Any, how: str, ca
             assert error.code == 'ERR_IPC_INVALID_JSON'
             assert 'my own reason' in str(error)
         else:
-            assert error.code == 'ERR_IPC_INVALID_MESSAGE'
+            assert error.code == ('code' if how == 'odd' else 'ERR_IPC_INVALID_MESSAGE')
             assert 'the config.parser Failing refused what came, or failed' in str(error)
-            assert isinstance(error.__cause__, Exception)
+            assert isinstance(error.__cause__, BaseException)
         assert len(log.of('early')) == (how == 'late')
         log.wait('socket.disconnected')
         bystander.sendall(b'late')
@@ -297,7 +338,7 @@ def test_any_delimiter_ends_messages(pair: Any, delimiter: str) -> None:
     ('delimiter', 'type', 'data'),
     [
         ('END', 'm', 'THE END'), (' ', 'm', 'a b'), ('END', 'END', 1), ('}', 'm', 1), ('}}', 'm', {}), ('☃', 'm', '☃'),
-        ('1', 'm', 1),
+        ('1', 'm', 1), ('}}', 'm', 1),
     ],
 )
 def test_a_message_that_its_delimiter_would_cut_in_two_is_refused(pair: Any, delimiter: str, type: str, data: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any, List
 import pytest
 
 from nodeipc import EmitTimeout, NotConnectedError
+from nodeipc.connection import Connection
 
 from .conftest import Log, eventually
 
@@ -354,15 +355,62 @@ def test_raw_mode_takes_turns_too(pair: Any) -> None:
     assert [data for data, _ in log.wait('data', 2)] == [b'one', b'three']
 
 
-def test_a_batch_takes_turns(pair: Any) -> None:
-    world = echo(pair)
+def test_a_batch_takes_turns(shy: Any) -> None:
+    server = shy()
+    client = server.world.connect(sync=True)
+
+    def emit() -> None:
+        with client.batch() as same:
+            assert same is client
+            for number in range(5):
+                client.emit('ask', number)
+
+    thread = threading.Thread(target=emit)
+    thread.start()
+    for _ in range(5):
+        server.answer()
+    thread.join(20)
+    assert server.asked == list(range(5))
+
+
+def test_emit_in_the_callback_of_connect_to_says_that_it_is_too_early(make: Any) -> None:
+    errors: List[BaseException] = []
+
+    def ready(client: Any) -> None:
+        try:
+            client.emit('ask')
+        except NotConnectedError as error:
+            errors.append(error)
+
+    make(sync=True).connect_to('nobody', ready)
+    assert 'begins to connect when the callback' in str(errors[0])
+
+
+def test_what_finds_no_room_in_its_turn_is_reported_and_the_next_goes_on(
+    shy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = shy()
     log = Log()
-    client = world.connect(log, sync=True)
-    with client.batch() as same:
-        assert same is client
-        for number in range(5):
-            client.emit('ask', number)
-    assert [data for (data,) in log.wait('answer', 5)] == list(range(5))
+    client = server.world.connect(log, sync=True)
+    send = Connection.send
+
+    def full_for_a(self: Any, frame: bytes, *arguments: Any) -> bool:
+        if b'"a"' in frame:
+            raise EmitTimeout('takes no more')
+        return send(self, frame, *arguments)
+
+    client.once('answer', lambda: [client.emit('ask', n) for n in 'ab'])
+    client.emit('ask', 1)
+    monkeypatch.setattr(Connection, 'send', full_for_a)
+    server.answer()
+    server.answer()
+    assert server.asked == [1, 'b']
+    assert str(log.wait('error')[0][0]) == 'takes no more'
+    assert client.stats()['pending_bytes'] == 0
+    with pytest.raises(EmitTimeout, match='takes no more'):
+        client.emit('ask', 'a')
+    client.emit('ask', 'c', timeout=20)  # a turn that came to nothing is nobody's
+    server.answer()
 
 
 # Lost connections
@@ -496,7 +544,7 @@ def test_disconnect_in_a_handler_lets_the_queue_have_its_turns(pair: Any) -> Non
 
     world.start()
     log = Log()
-    client = world.connect(log, sync=True)
+    client = world.connect(log, sync=True, stall_timeout=60_000)  # not waited out
 
     @client.once('answer')
     def answer() -> None:
@@ -509,6 +557,27 @@ def test_disconnect_in_a_handler_lets_the_queue_have_its_turns(pair: Any) -> Non
     client.emit('ask', 'go')
     log.wait('destroy')
     assert asked == ['go', *range(5)]
+    assert not log.of('error')
+
+
+def test_a_server_that_is_slow_has_the_stall_timeout_for_each_answer(pair: Any) -> None:
+    world = pair()
+    asked: List[Any] = []
+
+    @world.server.on('ask')
+    def ask(data: Any, socket: Any) -> None:
+        asked.append(data)
+        time.sleep(0.3)
+        socket.emit('answer', data)
+
+    world.start()
+    log = Log()
+    client = world.connect(log, sync=True, stall_timeout=800)
+    client.once('answer', lambda: [client.emit('ask', n) for n in range(4)])
+    client.emit('ask', 'go')
+    eventually(lambda: 0 in asked)
+    client.disconnect()
+    assert asked == ['go', *range(4)]
     assert not log.of('error')
 
 

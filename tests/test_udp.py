@@ -258,7 +258,8 @@ def test_a_wrong_udp_type_is_refused(make: Any, bad: Any) -> None:
     'target',
     [
         None, 5, 'localhost', ('localhost',), ('localhost', '8000'), ('', 8000), ('localhost', 0), ('localhost', 65536),
-        ('localhost', 8000, 0), {'address': 'localhost'}, {'port': 8000}, {'host': 'localhost', 'port': 8000}, (5, 8000),
+        ('localhost', 8000, 0), ('localhost', True),
+        {'address': 'localhost'}, {'port': 8000}, {'host': 'localhost', 'port': 8000}, (5, 8000),
     ],
     ids=repr,
 )
@@ -649,6 +650,248 @@ def test_what_waits_to_be_sent_is_bounded(serve: Any, plain: socket.socket, monk
     got = [plain.recv(100) for _ in range(emitted + 1)]
     assert got == [b'{"type":"n","data":%d}\f' % n for n in range(emitted)] + [b'{"type":"n","data":"late"}\f']
     assert server.stats()['pending_bytes'] == 0
+
+
+class Scripted:
+    """A channel's socket, whose `sendto` and `recvfrom` first raise what the test says."""
+
+    def __init__(self, server: Any, *, send: Any = (), receive: Any = ()) -> None:
+        self.socket = server._door._sock
+        self.send, self.receive = list(send), list(receive)
+        server._door._sock = self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.socket, name)
+
+    def sendto(self, *arguments: Any) -> int:
+        if self.send:
+            error = self.send.pop(0)
+            if error:
+                raise error
+        return int(self.socket.sendto(*arguments))
+
+    def recvfrom(self, *arguments: Any) -> Any:
+        if self.receive:
+            raise self.receive.pop(0)
+        return self.socket.recvfrom(*arguments)
+
+
+def test_what_the_system_does_not_take_at_once_waits_and_leaves_in_order(serve: Any, plain: socket.socket) -> None:
+    server = serve()
+    Scripted(server, send=[BlockingIOError(), BlockingIOError(), InterruptedError()])
+    target = plain.getsockname()[:2]
+    for n in range(20):
+        server.emit(target, 'n', n)
+    assert [plain.recv(100) for _ in range(20)] == [b'{"type":"n","data":%d}\f' % n for n in range(20)]
+    eventually(lambda: server.stats()['pending_bytes'] == 0)
+    assert server.stats()['messages_out'] == 20
+
+
+def test_pending_bytes_are_a_peers_own(serve: Any, plain: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve()
+    other = serve(id='other')
+    plain.sendto(GOOD, server.address)
+    other.emit(server.address, 'message', 1)
+    server.log.wait('message', 2)
+    monkeypatch.setattr(Channel, '_write', lambda self, *datagram: False)
+    by_port = {peer.address[1]: peer for peer in server.sockets}
+    by_port[other.address[1]].emit('x')
+    assert by_port[other.address[1]].pending_bytes == len(b'{"type":"x","data":{}}\f')
+    assert by_port[plain.getsockname()[1]].pending_bytes == 0
+    server.stop(0.05)
+
+
+@pytest.mark.parametrize(
+    ('refusal', 'expected'),
+    [(OSError(90, 'Message too long'), ProtocolError), (OSError(101, 'Network is unreachable'), OSError)],
+)
+def test_what_the_system_refuses_is_raised_or_reported(
+    serve: Any, plain: socket.socket, refusal: OSError, expected: Any
+) -> None:
+    server = serve()
+    target = plain.getsockname()[:2]
+    Scripted(server, send=[refusal])
+    with pytest.raises(expected, match=r"server 'world' .*(more than this system|cannot send to .*unreachable)"):
+        server.emit(target, 'n', 0)
+    Scripted(server, send=[BlockingIOError(), refusal])  # when it is sent later
+    server.emit(target, 'n', 1)
+    server.emit(target, 'n', 2)
+    assert plain.recv(100) == b'{"type":"n","data":2}\f'
+    ((error, _),) = server.log.wait('error')
+    assert isinstance(error, expected)
+
+
+def test_an_error_of_reading_is_reported_and_reading_goes_on(serve: Any, plain: socket.socket) -> None:
+    server = serve()
+    Scripted(server, receive=[OSError(111, 'Connection refused')])
+    plain.sendto(GOOD, server.address)
+    ((error, _),) = server.log.wait('error')
+    assert error.errno == 111
+    assert str(server) in str(error)
+    server.log.wait('message')
+
+
+def test_a_broken_socket_ends_the_server_and_can_be_stopped(serve: Any, plain: socket.socket) -> None:
+    server = serve()
+    plain.sendto(GOOD, server.address)
+    server.log.wait('message')
+    Scripted(server, receive=[OSError(9, 'Bad file descriptor')])
+    plain.sendto(GOOD, server.address)
+    server.log.wait('error')
+    server.log.wait('socket.disconnected')
+    eventually(lambda: not server.listening)
+    server.stop()
+    assert server.log.events[-1] == ('stop',)
+    server.start()
+    plain.sendto(GOOD, server.address)
+    server.log.wait('message', 2)
+
+
+def test_a_decoder_that_runs_out_of_memory_costs_a_datagram(
+    serve: Any, plain: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    decode = server._parser.decode_datagram
+    errors = [MemoryError()]
+
+    class Parser:
+        def decode_datagram(self, datagram: bytes) -> Any:
+            if errors:
+                raise errors.pop()
+            return decode(datagram)
+
+    monkeypatch.setattr(server, '_parser', Parser())
+    plain.sendto(GOOD, server.address)
+    assert isinstance(server.log.wait('error')[0][0], MemoryError)
+    plain.sendto(GOOD, server.address)
+    server.log.wait('message')
+
+
+def test_close_drops_what_waits_for_handlers_and_forgets_the_peer(serve: Any, plain: socket.socket) -> None:
+    gate = threading.Event()
+    server = serve(('first', lambda: gate.wait(20)))
+    plain.sendto(b'{"type":"first"}\f' + GOOD, server.address)
+    plain.sendto(GOOD, server.address)
+    ((_, peer),) = server.log.wait('first')
+    eventually(lambda: server.stats()['messages_in'] == 3)
+    peer.close()
+    peer.close()
+    gate.set()
+    server.log.wait('socket.disconnected')
+    assert not server.log.of('message')
+    assert not peer.connected
+    plain.sendto(GOOD, server.address)
+    ((_, again),) = server.log.wait('message')
+    assert again is not peer
+    assert (peer.connected, again.connected) == (False, True)
+    peer.close()  # which is not there any more
+    plain.sendto(GOOD, server.address)
+    server.log.wait('message', 2)
+    assert server.sockets == (again,)
+
+
+def test_a_peer_that_keeps_up_is_never_dropped(serve: Any, plain: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datagram, '_MAX_BACKLOG_BYTES', 20_000)
+    server = serve()
+    for n in range(300):
+        plain.sendto(GOOD, server.address)
+        server.log.wait('message', n + 1)
+    assert not server.log.of('error')
+    monkeypatch.setattr(datagram, '_MAX_BACKLOG_BYTES', 20 * datagram._OVERHEAD_BYTES)  # tiny ones have a price, too
+    gate = threading.Event()
+    server.on('stuck', lambda: gate.wait(20))
+    for _ in range(40):
+        plain.sendto(b'{"type":"stuck"}\f', server.address)
+    server.log.wait('error')
+    gate.set()
+
+
+def test_a_logger_that_raises_shuts_nobody_out(serve: Any, plain: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datagram, '_MAX_BACKLOG_BYTES', 10 * datagram._OVERHEAD_BYTES)
+
+    def fail(line: str) -> None:
+        raise BrokenPipeError(32, 'Broken pipe')
+
+    server = serve(log_payloads=True, logger=fail)
+    for n in range(30):
+        plain.sendto(GOOD * 2, server.address)
+        eventually(lambda n=n: server.stats()['messages_in'] == 2 * (n + 1))
+        eventually(lambda: all(peer._taken == peer._handled for peer in server.sockets))
+
+
+def test_the_timeout_of_an_emit_to_a_peer_counts(
+    serve: Any, plain: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(max_pending_bytes=1)
+    plain.sendto(GOOD, server.address)
+    ((_, peer),) = server.log.wait('message')
+    monkeypatch.setattr(Channel, '_write', lambda self, *datagram: False)
+    peer.emit('x')
+    for emit in (
+        lambda: peer.emit('x', timeout=0.02),
+        lambda: server.emit(peer, 'x', timeout=0.02),
+        lambda: server.emit(peer.address, 'x', timeout=0.02),
+    ):
+        with pytest.raises(EmitTimeout, match='within 0.02 s'):
+            emit()
+    waiting: List[Any] = []
+
+    def wait() -> None:
+        try:
+            peer.emit('x', timeout=20)
+        except NotConnectedError as error:
+            waiting.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    server.stop(0.05)  # which ends the wait
+    thread.join(20)
+    assert len(waiting) == 1
+
+
+def test_stop_ends_a_wait_for_a_name(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    resolve = lookup.resolve
+
+    def slow(address: Any, family: Any = None, numeric: bool = False) -> Any:
+        if numeric:
+            return resolve(address, family, True)
+        assert gate.wait(20)
+        return []
+
+    monkeypatch.setattr(lookup, 'resolve', slow)
+    server = serve(emit_timeout=None)
+    errors: List[BaseException] = []
+
+    def emit(n: int) -> None:
+        try:
+            server.emit((f'{n}.test', 9), 'x')
+        except NotConnectedError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=emit, args=(n,)) for n in range(2 * lookup._MAX_QUESTIONS)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(server._door._names._asked) == lookup._MAX_QUESTIONS)
+    looking_up = [thread for thread in threading.enumerate() if thread.name == 'nodeipc-lookup']
+    assert len(looking_up) == lookup._MAX_QUESTIONS
+    server.stop()
+    for thread in threads:
+        thread.join(20)
+    assert len(errors) == len(threads)
+    assert all('was stopped while' in str(error) or 'is stopped' in str(error) for error in errors)
+    gate.set()
+
+
+@pytest.mark.parametrize('host', ['a..b', 'a' * 70, '\udcff', 'a\0b'])
+def test_what_cannot_be_a_host_is_said_clearly(serve: Any, make: Any, host: str) -> None:
+    server = serve()
+    with pytest.raises(OSError, match=r"server 'world' .*cannot look up"):
+        server.emit((host, 9), 'x')
+    with pytest.raises(OSError, match='cannot listen on udp://'):
+        make().serve_net(host, 0, 'udp4').start()
+    with pytest.raises(OSError, match='cannot listen on tcp://'):
+        make().serve_net(host, 0).start()
 
 
 # The end

@@ -212,6 +212,10 @@ def test_a_delimiter_that_occurs_in_the_data_splits_where_node_ipc_splits() -> N
         list(decoder.feed(b'{"type":"x","dat'))
 
 
+def test_a_frame_at_the_limit_may_come_with_its_delimiter_cut_in_two() -> None:
+    assert feed(FRAME + b'\r', b'\n', delimiter='\r\n', limit=len(FRAME)) == feed(FRAME + b'\f')
+
+
 def test_what_is_buffered_is_what_was_received() -> None:
     """One-byte chunks cost about a byte each, not an object each."""
     decoder = Decoder('\f', 64 * MIB)
