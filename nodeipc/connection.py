@@ -216,6 +216,13 @@ class Connection(Owned):
         else:
             self._half_close()
 
+    def cut(self) -> None:
+        """Close: now, if nothing was ever sent that this could destroy, for then the peer needs no goodbye."""
+        if self.bytes_out or self._pending:
+            self.begin_close()
+        else:
+            self.abort()
+
     def abort(self, error: Optional[Exception] = None) -> None:
         """Close now, and report `error` and what was not written."""
         if self.closed:

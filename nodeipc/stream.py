@@ -74,8 +74,8 @@ class StreamSocket(Socket, Owner):
         self._close_when_handled()  # half-closed clients get their answers
 
     def _connection_broken(self, connection: Connection, error: Exception) -> None:
+        self._strand.post(connection.call, connection.cut)  # when what it asked before is answered
         self._strand.post(self._report_failure, error)
-        self._close_when_handled()  # what it asked before is answered
 
     def _connection_failed(self, connection: Connection, error: Exception) -> None:
         self._strand.post(self._report_failure, error)
