@@ -239,7 +239,9 @@ class DatagramServer(Server):
         self._post(self._report_dropped, error, peer)
 
     def _unmuffle(self) -> None:
-        if self._drop_report_waits and self._engine is not None:  # for a handler that takes long
+        if self._door is None or self._engine is None:
+            self._muffled = None
+        elif self._drop_report_waits:  # for a handler that takes long
             self._engine.reactor.call_later(_REPORT_SECONDS, self._unmuffle)
         elif self._muffled:
             self._report_drops(self._more_dropped(), None)
