@@ -16,6 +16,7 @@ from .channel import Channel, readable
 from .deadline import Deadline
 from .engine import Engine
 from .errors import IPCError, NotConnectedError, ProtocolError
+from .reactor import Timer
 from .server import Carrier, Server, Socket
 from .wire import BACKPRESSURE, NO_DATA, Event, Payload
 
@@ -94,6 +95,7 @@ class DatagramServer(Server):
         self._sockets: OrderedDict[SocketAddress, DatagramPeer] = OrderedDict()  # the least recently heard first
         # Datagrams that were dropped since an error event told of some; None if that is long ago. The reactor thread's own.
         self._muffled: Optional[int] = None
+        self._unmuffling: Optional[Timer] = None
         self._drop_report_waits = False
 
     @property
@@ -235,14 +237,13 @@ class DatagramServer(Server):
         assert self._engine is not None
         self._muffled = 0
         self._drop_report_waits = True
-        self._engine.reactor.call_later(_REPORT_SECONDS, self._unmuffle)
+        self._unmuffling = self._engine.reactor.call_later(_REPORT_SECONDS, self._unmuffle)
         self._post(self._report_dropped, error, peer)
 
     def _unmuffle(self) -> None:
-        if self._door is None or self._engine is None:
-            self._muffled = None
-        elif self._drop_report_waits:  # for a handler that takes long
-            self._engine.reactor.call_later(_REPORT_SECONDS, self._unmuffle)
+        assert self._engine is not None
+        if self._drop_report_waits:  # for a handler that takes long
+            self._unmuffling = self._engine.reactor.call_later(_REPORT_SECONDS, self._unmuffle)
         elif self._muffled:
             self._report_drops(self._more_dropped(), None)
         else:
@@ -270,6 +271,9 @@ class DatagramServer(Server):
         if self._muffled:
             self._post(self._report_dropped, self._more_dropped(), None)
         self._muffled = None
+        if self._unmuffling is not None:
+            self._unmuffling.cancel()
+        self._drop_report_waits = False
         for where in list(self._sockets):  # if it was not stopped but broke
             self._left(where)
         with self._lock:

@@ -18,10 +18,12 @@ from .definitions import Definitions
 from .engine import Engine
 from .errors import EmitTimeout
 from .events import Handler, call_back, max_positional
-from .reentry import calls_out
+from .reentry import calls_out, has_interrupted_us
 from .role import Log, Role
 from .wire import NO_DATA, Payload
 from .workers import Strand
+
+_ENDING = ('stopping', 'being stopped')
 
 _COUNTERS = ('messages_in', 'messages_out', 'bytes_in', 'bytes_out')
 
@@ -202,14 +204,16 @@ class Server(Role):
         """
         with self._lock:
             if self._state != 'stopped':
-                raise RuntimeError(f'{self} is {self._state}; stop it before starting it again')
+                ending = self._state in _ENDING
+                what = 'start it again when stop() has returned' if ending else 'stop it before starting it again'
+                raise RuntimeError(f'{self} is {self._state}; {what}')
             self._state = 'starting'
             self._starter = threading.get_ident()
             self._starts += 1
         try:
+            self._engine = engine = self._attach(self)  # first, so that a fork finds it
             bound = self._bind()
             try:
-                self._engine = engine = self._attach(self)
                 door = self._open(bound, engine)
             except BaseException:
                 bound.close()
@@ -237,6 +241,7 @@ class Server(Role):
             finally:
                 with self._lock:
                     self._state = 'stopped'
+                    self._engine = None
                     self._changed.notify_all()
             raise
         strand.post(self._publish, 'start', self)
@@ -315,20 +320,19 @@ class Server(Role):
             if self._state == 'listening':
                 self._state = 'stopping'
             door, engine = self._door, self._engine
-            if self._state != 'stopping' or engine is None:
-                return
         # Again each time: Ctrl-C may have come between.
-        if door is not None:
+        if self._state in _ENDING and door is not None:
             door.withdraw()
-        engine.reactor.call(self._stop_accepting)
+        if self._state == 'stopping' and engine is not None:
+            engine.reactor.call(self._stop_accepting)
 
     def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
-        engine, run = self._engine, self._starts
-        if engine is None or engine.must_not_wait:
+        engine, run, state = self._engine, self._starts, self._state
+        if has_interrupted_us() if engine is None else engine.must_not_wait:
             return
-        if self._state == 'being stopped':
-            if self._starter != threading.get_ident():  # else in the callback of its own start
-                self._is_stopped_within(run, deadline.sooner(handlers).remaining)
+        if state == 'being stopped' and self._starter != threading.get_ident():  # else in the callback of its own start
+            self._is_stopped_within(run, deadline.sooner(handlers).remaining)
+        if state != 'stopping' or engine is None:
             return
         if not self._is_stopped_within(run, deadline.sooner(handlers).remaining):
             engine.reactor.call(self._hurry, run)
@@ -339,8 +343,7 @@ class Server(Role):
 
     def _is_stopped_within(self, run: int, timeout: Optional[float]) -> bool:
         with self._lock:
-            ending = ('stopping', 'being stopped')
-            return self._changed.wait_for(lambda: self._state not in ending or self._starts != run, timeout)
+            return self._changed.wait_for(lambda: self._state not in _ENDING or self._starts != run, timeout)
 
     def _abandon(self) -> None:
         super()._abandon()

@@ -19,6 +19,7 @@ from .connection import Connection
 from .deadline import NEVER, Deadline
 from .errors import EmitTimeout, NotConnectedError
 from .reactor import Timer
+from .reentry import has_interrupted_us
 
 
 class _Turn:
@@ -28,15 +29,13 @@ class _Turn:
     the one that the request was sent on or, as long as it stands in line, the one that a handler meant.
     """
 
-    __slots__ = ('before', 'begun', 'connection', 'frame', 'lost', 'sent', 'wait')
+    __slots__ = ('before', 'begun', 'connection', 'frame', 'wait')
 
     def __init__(self) -> None:
         self.frame: Optional[bytes] = None
         self.connection: Optional[Connection] = None
         self.begun = False  # to be sent: from here on an event can be the answer
         self.before = 0  # messages that the connection had sent when it was begun
-        self.sent = False
-        self.lost = False  # with the connection, before anybody could tell whether it had been sent
         # Taken until there is an end to the thread's waiting. A lock of its own wakes nobody else, and Ctrl-C cannot leave
         # it, as it can leave a condition, without the lock that the condition had to take again.
         self.wait = threading.Lock()
@@ -48,7 +47,8 @@ class _Turn:
         self.begun = True
 
     @property
-    def may_have_left(self) -> bool:
+    def has_left(self) -> bool:
+        """Whether it was sent; nobody else sends on the connection meanwhile."""
         return self.begun and self.connection is not None and self.connection.messages_out != self.before
 
 
@@ -102,15 +102,18 @@ class SyncClient(Client):
             return  # raw mode, on a stream: nothing arrives, and nothing is answered
         me = threading.get_ident()
         if me in self._emitting:
-            raise RuntimeError(
-                f'emit to {self} in a signal handler or __del__ that has interrupted an emit to it; '
-                'set a flag there and emit in the main program'
-            )
+            raise self._interrupted()
         try:
             self._emitting.add(me)
             self._send_in_turn(frame, timeout, messages)
         finally:
             self._emitting.discard(me)
+
+    def _interrupted(self) -> RuntimeError:
+        return RuntimeError(
+            f'emit to {self} in a signal handler or __del__ that has interrupted an emit to it, or another call of this '
+            'library; set a flag there and emit in the main program'
+        )
 
     def _send_in_turn(self, frame: bytes, timeout: Optional[float], messages: int) -> None:
         deadline = Deadline(timeout)
@@ -120,24 +123,14 @@ class SyncClient(Client):
                 connection = self._stand_in_line(turn, frame, deadline)
                 if connection is None:
                     return  # what a handler emits is in line, and that is all
-                sent = connection.send(frame, deadline.remaining, messages)
+                if connection.send(frame, deadline.remaining, messages):
+                    return
+                self._detach(connection)
+                self._leave(turn)
             except BaseException:
-                self._settle(turn, turn.may_have_left)  # Ctrl-C can come when it has
+                if not turn.has_left:  # Ctrl-C can come when it has
+                    self._leave(turn)
                 raise
-            if self._settle(turn, sent):
-                return
-            self._detach(connection)
-
-    def _settle(self, turn: _Turn, sent: bool) -> bool:
-        """Keep the turn until the answer, if the request has been sent; else let the next one try."""
-        with self._lock:
-            turn.sent = sent
-            if sent and not turn.lost:
-                return True
-        self._leave(turn)
-        if sent:
-            self._strand.post(self._report_lost)
-        return sent
 
     def _stand_in_line(self, turn: _Turn, frame: bytes, deadline: Deadline) -> Optional[Connection]:
         """Wait for a turn and return the connection to use; in a handler, None if it would have to wait."""
@@ -150,6 +143,8 @@ class SyncClient(Client):
                 raise self._gone()
             self._line.append(turn)
             self._grant()
+        if self._turn is not turn and has_interrupted_us():
+            raise self._interrupted()  # what was interrupted may hold the lock that the answer needs
         remaining = deadline.remaining
         turn.wait.acquire(timeout=-1 if remaining is None else remaining)
         with self._lock:
@@ -252,21 +247,22 @@ class SyncClient(Client):
                 connection = self._socket  # also while the client says goodbye
                 if self._turn is not None or not self._line or connection is None:
                     return
-                frame = self._line[0].frame
-                if frame is None:
-                    return  # a thread, which waits for the next connection
-                turn = self._turn = self._line[0]
+                turn = self._line[0]
+                frame = turn.frame
+                if frame is None or (turn.connection is not None and turn.connection is not connection):
+                    return  # a thread, which waits for the next connection; or what fails with the last one, in a moment
+                self._turn = turn
                 turn.begin(connection)
+            sent = full = False
             try:
-                turn.sent = connection.send(frame, self._emit_timeout)
-                gone = not turn.sent
+                sent = connection.send(frame, self._emit_timeout)
             except EmitTimeout as error:
-                gone = False
+                full = True
                 self._report(error, level=logging.WARNING)
             with self._lock:
-                if not turn.sent and self._turn is turn:
+                if not sent and self._turn is turn:
                     self._turn = None
-                if gone:
+                if not (sent or full):
                     return  # the connection's `disconnect` comes, and tells what becomes of the line
                 self._line.popleft()
                 self._queued -= len(frame)
@@ -288,19 +284,13 @@ class SyncClient(Client):
         unanswered = False
         with self._lock:
             turn = self._turn
-            if turn is not None and turn.connection is connection:
-                unanswered = turn.sent
-                if turn.sent:
-                    self._turn = None
-                else:
-                    turn.lost = True  # whoever has the turn finds out, and leaves
+            if turn is not None and turn.begun and turn.connection is connection:
+                unanswered = turn.has_left
+                self._turn = None
         if unanswered and self._usable:
-            self._report_lost()
+            why = f'{self}: the connection was lost before the last message was answered; it is not sent again'
+            self._report(NotConnectedError(why), level=logging.WARNING)
         self._fail(lambda turn: turn.connection is connection)
-
-    def _report_lost(self) -> None:
-        why = f'{self}: the connection was lost before the last message was answered; it is not sent again'
-        self._report(NotConnectedError(why), level=logging.WARNING)
 
     def _fail(self, fails: Callable[[_Turn], bool]) -> None:
         """Take what handlers emitted out of the line, and report it."""

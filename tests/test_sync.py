@@ -276,6 +276,40 @@ def test_an_emit_inside_an_emit_of_the_same_thread_is_refused(shy: Any) -> None:
     server.answer()
 
 
+def test_an_emit_inside_another_call_is_refused_if_it_would_wait(shy: Any) -> None:
+    """What was interrupted may hold the lock that the answer needs."""
+    server = shy()
+    client = server.world.connect(sync=True)
+    client.emit('ask', 1)
+    errors: List[BaseException] = []
+
+    def interrupt(*_: Any) -> None:
+        try:
+            client.emit('ask', 'inside')
+        except RuntimeError as error:
+            errors.append(error)
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    client.once('answer', lambda: client.emit('ask', 2))
+    server.answer()
+    eventually(lambda: server.asked == [1, 2])
+    client.once('answer', lambda: [client.emit('ask', n) for n in 'ab'])
+    server.answer()
+    eventually(lambda: server.asked == [1, 2, 'a'])
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(EmitTimeout):
+            client.flush(0.5)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    (error,) = errors
+    assert 'or another call of this library' in str(error)
+    server.answer()
+    server.answer()
+    client.emit('ask', 'after', timeout=20)
+
+
 def test_a_connection_is_there_for_emit_when_wait_connected_says_so(shy: Any) -> None:
     server = shy()
     client = server.world.connect(sync=True)

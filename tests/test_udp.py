@@ -527,6 +527,20 @@ def test_a_flood_of_garbage_does_not_flood_the_log(serve: Any, plain: socket.soc
     assert 1 + sum(int(re.search(r'(\d+) more datagram', error)[1]) for error in errors[1:]) == 500  # type: ignore[index]
 
 
+def test_a_restart_does_not_multiply_the_reports(
+    serve: Any, plain: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datagram, '_REPORT_SECONDS', 60.0)
+    server = serve()
+    for times in 1, 2, 3:
+        plain.sendto(b'garbage', server.address)
+        server.log.wait('error', times)
+        reactor = server._engine.reactor
+        server.stop()
+        assert not [timer for _, _, timer in reactor._timers if timer.callback is not None]
+        server.start()
+
+
 def test_drops_are_reported_again_when_there_were_none_for_a_while(
     serve: Any, plain: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
