@@ -319,12 +319,12 @@ class Server(Role):
                 self._state = 'being stopped'  # which start() will see
             if self._state == 'listening':
                 self._state = 'stopping'
-            door, engine = self._door, self._engine
+            door, engine, run = self._door, self._engine, self._starts
         # Again each time: Ctrl-C may have come between.
         if self._state in _ENDING and door is not None:
             door.withdraw()
         if self._state == 'stopping' and engine is not None:
-            engine.reactor.call(self._stop_accepting)
+            engine.reactor.call(self._stop_accepting, run)
 
     def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
         engine, run, state = self._engine, self._starts, self._state
@@ -403,9 +403,10 @@ class Server(Role):
         """Keep the counters of a carrier that is gone. Called with _lock held."""
         _count(self._past, carrier)
 
-    def _stop_accepting(self) -> None:
-        self._shut()
-        self._stop_if_finished()
+    def _stop_accepting(self, run: int) -> None:
+        if self._state == 'stopping' and self._starts == run:  # and not a later run, which nobody has asked to stop
+            self._shut()
+            self._stop_if_finished()
 
     def _hurry(self, run: int, error: Optional[Exception] = None) -> None:
         """Stop without waiting for handlers any longer; with `error`, nor for clients."""

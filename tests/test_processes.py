@@ -133,6 +133,25 @@ def test_start_and_stop_race(make: Any, impatient: None) -> None:
         assert not os.path.exists(server.address)
 
 
+def test_stops_of_one_run_do_not_stop_the_next(make: Any) -> None:
+    ipc = make()
+    server = ipc.serve()
+    client = make(id='client').connect_to('world', server.address)
+    client.on('connect', lambda: client.emit('message'))
+    log = Log()
+    server.on('message', lambda: log('message'))
+    with ipc.serve_net('127.0.0.1', 0):  # which keeps the reactor running
+        for run in range(1, 30):
+            server.start()
+            log.wait('message', run)
+            goodbyes = [threading.Thread(target=server._begin_goodbye) for _ in range(3)]
+            for thread in goodbyes:
+                thread.start()
+            server.stop()
+            for thread in goodbyes:
+                thread.join(20)
+
+
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_a_fork_leaves_parent_and_child_sane(tmp_path: Any) -> None:
     """Both in a process of its own: the test's has threads that fork would copy the locks of."""
