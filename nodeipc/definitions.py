@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, Mapping
 
 
 class EventDescriptions(Dict[str, Any]):
@@ -31,6 +31,9 @@ class Definitions:
     >>> define.listen.message = 'a string'
     >>> define.listen
     {'message': 'a string'}
+    >>> define.broadcast = {'news': 'a headline'}
+    >>> define.broadcast.news
+    'a headline'
     """
 
     __slots__ = ('broadcast', 'listen')
@@ -38,3 +41,6 @@ class Definitions:
     def __init__(self) -> None:
         self.listen = EventDescriptions()
         self.broadcast = EventDescriptions()
+
+    def __setattr__(self, name: str, descriptions: Mapping[str, Any]) -> None:
+        super().__setattr__(name, EventDescriptions(descriptions))
