@@ -51,7 +51,7 @@ class DatagramPeer(Socket):
 
     @property
     def pending_bytes(self) -> int:
-        channel = self._server._channel
+        channel = self._server._door
         return 0 if channel is None else channel.pending_for(self._where)
 
     def emit(self, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
@@ -97,10 +97,6 @@ class DatagramServer(Server):
         self._muffled: Optional[int] = None
         self._unmuffling: Optional[Timer] = None
         self._drop_report_waits = False
-
-    @property
-    def _channel(self) -> Optional[Channel]:
-        return self._door
 
     def emit(self, socket: Any, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
         frame = self._encode(type, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import sys
 import threading
@@ -45,9 +46,15 @@ def shy(pair: Any) -> Any:
 
 
 def echo(pair: Any, **settings: Any) -> Any:
-    """A server that answers at once, and notes the most questions it had in hand."""
+    """A server that answers at once, and notes what it was asked."""
     world = pair(**settings)
-    world.server.on('ask', lambda data, socket: socket.emit('answer', data))
+    world.asked = []
+
+    @world.server.on('ask')
+    def ask(data: Any, socket: Any) -> None:
+        world.asked.append(data)
+        socket.emit('answer', data)
+
     return world.start()
 
 
@@ -102,16 +109,21 @@ def test_many_threads_take_turns(pair: Any) -> None:
     sys.setswitchinterval(1e-6)
     try:
         world = pair()
-        open_now: List[int] = [0]
+        unanswered: queue.Queue[Any] = queue.Queue()
         most: List[int] = [0]
 
         @world.server.on('ask')
         def ask(data: Any, socket: Any) -> None:
-            open_now[0] += 1
-            most[0] = max(most[0], open_now[0])
-            open_now[0] -= 1
-            socket.emit('answer', data)
+            unanswered.put((data, socket))
+            most[0] = max(most[0], unanswered.qsize())
 
+        def answer() -> None:
+            for _ in range(400):
+                time.sleep(0.0005)  # in which a second question would come
+                data, socket = unanswered.get(timeout=60)
+                socket.emit('answer', data)
+
+        threading.Thread(target=answer).start()
         world.start()
         log = Log()
         client = world.connect(log, sync=True)
@@ -319,8 +331,6 @@ def test_a_connection_is_there_for_emit_when_wait_connected_says_so(shy: Any) ->
 
 def test_a_long_handler_of_its_own_does_not_cost_a_client_its_goodbye(pair: Any) -> None:
     world = echo(pair)
-    asked: List[Any] = []
-    world.server.on('ask', asked.append)
     client = world.connect(sync=True, stall_timeout=100)
     queued = threading.Event()
 
@@ -334,7 +344,7 @@ def test_a_long_handler_of_its_own_does_not_cost_a_client_its_goodbye(pair: Any)
     client.emit('ask', 'go')
     assert queued.wait(20)
     client.disconnect()
-    assert asked == ['go', 0, 1, 2]
+    assert world.asked == ['go', 0, 1, 2]
 
 
 def test_what_handlers_queue_is_bounded(shy: Any) -> None:
@@ -548,15 +558,8 @@ def test_a_killed_connection_never_hangs_emitters(pair: Any) -> None:
 
 
 def test_disconnect_lets_the_queue_have_its_turns(pair: Any) -> None:
-    world = pair()
-    asked: List[Any] = []
-
-    @world.server.on('ask')
-    def ask(data: Any, socket: Any) -> None:
-        asked.append(data)
-        socket.emit('answer', data)
-
-    world.start()
+    world = echo(pair)
+    asked = world.asked
     client = world.connect(sync=True)
     client.once('answer', lambda: [client.emit('ask', n) for n in range(20)])
     client.emit('ask', 'go')
@@ -568,15 +571,8 @@ def test_disconnect_lets_the_queue_have_its_turns(pair: Any) -> None:
 
 
 def test_disconnect_in_a_handler_lets_the_queue_have_its_turns(pair: Any) -> None:
-    world = pair()
-    asked: List[Any] = []
-
-    @world.server.on('ask')
-    def ask(data: Any, socket: Any) -> None:
-        asked.append(data)
-        socket.emit('answer', data)
-
-    world.start()
+    world = echo(pair)
+    asked = world.asked
     log = Log()
     client = world.connect(log, sync=True, stall_timeout=60_000)  # not waited out
 
