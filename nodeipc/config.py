@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Type, Union
+import sys
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Callable, Collection, Dict, Iterable, Mapping, NamedTuple, Optional, Type, Union
 
 from .errors import ConfigError
 from .log import to_stdout
 from .textcode import text_encoder
 from .wire import Parser
+
+if TYPE_CHECKING:  # imported by those who use it: it is slow and large
+    from ssl import SSLContext
 
 Check = Callable[[Any], Optional[str]]
 
@@ -41,8 +46,10 @@ def _encoding(value: Any) -> str | None:
 
 
 def _parser(value: Any) -> str | None:
-    named = value in ('fast', 'raw') if isinstance(value, str) else _is_parser(value)
-    return None if named else "'fast', 'raw', or an object or class with encode(type, data) and decoder()"
+    named = value in ('raw', 'fast', 'guarded', 'assured') if isinstance(value, str) else _is_parser(value)
+    return None if named else (
+        "'raw', 'fast', 'guarded', 'assured', or an object or class with encode(type, data) and decoder()"
+    )
 
 
 def _is_parser(value: Any) -> bool:
@@ -89,6 +96,10 @@ def _size(value: Any) -> str | None:
     return None if _is_int(value) and value > 0 else 'a number of bytes, 1 or more'
 
 
+def _length_or_none(value: Any) -> str | None:
+    return None if value is None or not _size(value) else 'a number of characters, 1 or more, or None for no limit'
+
+
 def _size_or_none(value: Any) -> str | None:
     return None if value is None or not _size(value) else 'a number of bytes, 1 or more, or None'
 
@@ -103,6 +114,85 @@ def _positive_milliseconds(value: Any) -> str | None:
 
 def _milliseconds_or_none(value: Any) -> str | None:
     return None if value is None or not _milliseconds(value) else 'a number of milliseconds, 0 or more, or None'
+
+
+def _names_or_none(value: Any) -> str | None:
+    named = _is_collection(value) and value and all(isinstance(name, str) and name for name in value)
+    return None if value is None or named else 'a collection of event names that is not empty, or None'
+
+
+def _uid(value: Any) -> bool:
+    return _is_int(value) and 0 <= value < 2 ** 32 - 1
+
+
+def _uid_or_none(value: Any) -> str | None:
+    return None if value is None or _uid(value) else "a user's number (os.getuid()), or None"
+
+
+def _uids_or_none(value: Any) -> str | None:
+    named = _is_collection(value) and all(map(_uid, value))
+    return None if value is None or named else "a collection of users' numbers (os.getuid()), or None for everybody"
+
+
+def _is_collection(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
+
+
+def _path(value: Any) -> str | None:
+    return None if isinstance(value, (str, os.PathLike)) and value else 'a path'
+
+
+def _paths(value: Any) -> str | None:
+    return None if not _path(value) or _several(value, _path) else 'a path, or a list of paths'
+
+
+def _pem(value: Any) -> str | None:
+    return None if isinstance(value, (str, bytes)) and value else 'PEM text'
+
+
+def _pems(value: Any) -> str | None:
+    return None if not _pem(value) or _several(value, _pem) else 'PEM text or bytes, or a list of them'
+
+
+def _secret(value: Any) -> str | None:
+    return None if isinstance(value, (str, bytes)) else 'a str or bytes'
+
+
+def _several(values: Any, check: Check) -> bool:
+    return isinstance(values, (list, tuple)) and bool(values) and not any(map(check, values))
+
+
+# What a mapping for `tls` may hold: names of node-ipc, or of Node's TLS, in snake_case.
+_TLS_FIELDS: Dict[str, Check] = {
+    'private': _path,
+    'public': _path,
+    'passphrase': _secret,
+    'ca': _pems,
+    'trusted_connections': _paths,
+    'request_cert': _flag,
+    'reject_unauthorized': _flag,
+    'server_name': _text,
+}
+
+
+def _tls(value: Any) -> str | None:
+    """Say what is wrong with a value, without showing what it holds: secrets."""
+    if value is None or _is_ssl_context(value):
+        return None
+    if not isinstance(value, Mapping):
+        return f'an ssl.SSLContext, a mapping, or None, not of the type {value.__class__.__name__}'
+    for name, given in value.items():
+        check = _TLS_FIELDS.get(name)
+        if check is None:
+            return f'a mapping of its settings: {_unknown(name, _TLS_FIELDS)}'
+        if check(given):
+            return f'a mapping in which {name!r} is {check(given)}, not of the type {given.__class__.__name__}'
+    return None
+
+
+def _is_ssl_context(value: Any) -> bool:
+    ssl = sys.modules.get('ssl')  # whoever has a context has imported it
+    return ssl is not None and isinstance(value, ssl.SSLContext)
 
 
 def _function(value: Any) -> str | None:
@@ -174,7 +264,12 @@ _FIELDS: Dict[str, _Field] = {
     'network_port': _Field(_constant(8000), _port, 'TCP port when none is given'),
     'encoding': _Field(_constant('utf8'), _encoding, "how raw mode turns text into bytes; Node's names too"),
     'raw_buffer': _Field(_constant(False), _flag, "bytes in data events, no framing; the same as parser='raw'"),
-    'parser': _Field(_constant('fast'), _parser, "the wire format: 'fast' (JSON and the delimiter), 'raw', or a Parser"),
+    'parser': _Field(
+        _constant('fast'),
+        _parser,
+        "the wire format: 'fast' (JSON and the delimiter), 'guarded' and 'assured' (for peers that are not trusted), 'raw', "
+        'or a Parser',
+    ),
     'delimiter': _Field(_constant('\f'), _delimiter, 'ends a message; a form feed cannot stand raw in JSON'),
     'sync': _Field(_constant(False), _flag, 'one request at a time: the next emit leaves when the last was answered'),
     'retry': _Field(_constant(500), _milliseconds, 'ms between attempts to connect'),
@@ -184,10 +279,36 @@ _FIELDS: Dict[str, _Field] = {
     'emit_timeout': _Field(_constant(10000), _milliseconds_or_none, 'ms an emit may block; None: for ever'),
     'connect_timeout': _Field(_constant(10000), _positive_milliseconds, 'ms one attempt to connect may take'),
     'max_connections': _Field(_constant(100), _count, 'clients of one server; more are refused'),
-    'max_message_size': _Field(_constant(None), _size_or_none, 'bytes of one message; None: 64 MiB'),
+    'max_message_size': _Field(
+        _constant(None), _size_or_none, "bytes of one message; None: 64 MiB, in 'guarded' and 'assured' 1 MiB"
+    ),
     'max_pending_bytes': _Field(_constant(8 << 20), _size, 'bytes that may wait to be written, per connection'),
     'stall_timeout': _Field(_constant(5000), _positive_milliseconds, 'ms a peer may take nothing while it is waited for'),
+    'max_event_name_length': _Field(
+        _constant(256), _length_or_none, "'guarded' and 'assured': characters of an event's name, as JavaScript counts"
+    ),
+    'message_timeout': _Field(
+        _constant(30000),
+        _milliseconds_or_none,
+        "'guarded' and 'assured': ms from the first byte of a message to its last; 0 or None: for ever",
+    ),
+    'allow_reserved_events': _Field(
+        _constant(False), _flag, "'guarded': peers may emit events with the names of local ones, such as 'connect'"
+    ),
+    'allowed_events': _Field(
+        _constant(None), _names_or_none, "'assured': the only names that may be emitted or received"
+    ),
     'identify_peer': _Field(_constant(False), _flag, "copy a payload's id to socket.id"),
+    'tls': _Field(
+        _constant(None),
+        _tls,
+        'what TCP is encrypted with: an ssl.SSLContext, or a mapping of private (path of the key), public (path of the '
+        'certificate), passphrase (of the key), ca (PEM) and trusted_connections (paths) for whom to trust, request_cert (a '
+        'server asks clients for theirs; True if it has a ca), reject_unauthorized (True), server_name (the name in the '
+        "server's certificate, if it is not the host)",
+    ),
+    'allowed_uids': _Field(_constant(None), _uids_or_none, 'Unix: the users who may connect; None: whoever the mode lets'),
+    'server_uid': _Field(_constant(None), _uid_or_none, 'Unix: the user whose server a client talks to; None: anybody'),
     'readable_all': _Field(_constant(False), _flag, 'every user may read the socket file'),
     'writable_all': _Field(_constant(False), _flag, 'every user may write to (connect to) the socket file'),
     'unlink': _Field(_constant(True), _flag, 'replace the socket file of a dead server'),
@@ -208,10 +329,6 @@ def _described(name: str, field: _Field) -> str:
     default = '' if name in ('id', 'socket_root', 'interface', 'workers', 'logger') else f' ({field.default()!r})'
     return f'{name}{default}: {field.reason}'
 
-
-# JSON in one process needs no more; what is larger is a file. `fast` in node-ipc 14 has no limit at all, and a peer
-# could fill the memory.
-DEFAULT_MAX_MESSAGE_SIZE = 64 << 20
 
 
 class Config:
@@ -253,7 +370,14 @@ class Config:
     max_message_size: Optional[int]
     max_pending_bytes: int
     stall_timeout: float
+    max_event_name_length: Optional[int]
+    message_timeout: Optional[float]
+    allow_reserved_events: bool
+    allowed_events: Optional[Collection[str]]
     identify_peer: bool
+    tls: Union[SSLContext, Mapping[str, Any], None]
+    allowed_uids: Optional[Collection[int]]
+    server_uid: Optional[int]
     readable_all: bool
     writable_all: bool
     unlink: bool
@@ -286,7 +410,7 @@ class Config:
     def __setattr__(self, name: str, value: Any) -> None:
         field = _FIELDS.get(name)
         if field is None:
-            raise AttributeError(_unknown(name))
+            raise AttributeError(_unknown(name, _FIELDS))
         if name == 'interface' and isinstance(value, Mapping):
             try:
                 value = Interface(**value)
@@ -294,21 +418,30 @@ class Config:
                 raise ConfigError(f'interface takes local_address, local_port and family ({error})') from None
         wanted = field.check(value)
         if wanted:
-            raise ConfigError(f'{name} must be {wanted}, not {value!r} ({field.reason})')
+            shown = '' if name == 'tls' else f', not {value!r}'
+            raise ConfigError(f'{name} must be {wanted}{shown} ({field.reason})')
+        if name == 'tls' and isinstance(value, Mapping):
+            value = MappingProxyType(dict(value))  # or it could be changed unchecked
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name if name.startswith('__') else _unknown(name))
+        raise AttributeError(name if name.startswith('__') else _unknown(name, _FIELDS))
 
     def __repr__(self) -> str:
-        return 'Config({})'.format(', '.join(f'{name}={getattr(self, name)!r}' for name in _FIELDS))
+        return 'Config({})'.format(', '.join(f'{name}={_shown(getattr(self, name))}' for name in _FIELDS))
 
 
-def _unknown(name: str) -> str:
+def _shown(value: Any) -> str:
+    if isinstance(value, MappingProxyType):  # tls
+        return repr({name: '...' if name == 'passphrase' else given for name, given in value.items()})
+    return repr(value)
+
+
+def _unknown(name: Any, known: Iterable[str]) -> str:
     import difflib  # for the mistake only
 
-    snake_case = ''.join('_' + letter.lower() if letter.isupper() else letter for letter in name)
-    near = difflib.get_close_matches(snake_case, _FIELDS, n=1, cutoff=0)
+    snake_case = ''.join('_' + letter.lower() if letter.isupper() else letter for letter in str(name))
+    near = difflib.get_close_matches(snake_case, known, n=1, cutoff=0)
     return f'there is no setting {name!r}; did you mean {near[0]!r}?'
 
 

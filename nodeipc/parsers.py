@@ -10,16 +10,25 @@ from __future__ import annotations
 import traceback
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple
 
-from .config import DEFAULT_MAX_MESSAGE_SIZE, Config
+from .config import Config, seconds
 from .errors import ProtocolError
+from .profiles import Rules
 from .textcode import text_encoder
-from .wire import INVALID_MESSAGE, NO_DATA, Decoder, Event, EventDecoder, Parser, encoder
+from .wire import INVALID_MESSAGE, NO_DATA, Decoder, Event, EventDecoder, Parser, check_name, decode, encoder
+
+# JSON in one process needs no more; what is larger is a file. `fast` in node-ipc 14 has no limit at all, and a peer
+# could fill the memory; that of `guarded` is node-ipc's.
+_FAST_MAX_MESSAGE_SIZE = 64 << 20
+_GUARDED_MAX_MESSAGE_SIZE = 1 << 20
 
 
 class Codec:
     """A parser as endpoints use it: of streams and of datagrams."""
 
     __slots__ = ('encode',)
+
+    #: Seconds from the first byte of a message to its last that a stream is given.
+    message_timeout: Optional[float] = None
 
     #: Returns the bytes of an event, or raises what `emit` shall raise.
     encode: Callable[[Any, Any], bytes]
@@ -39,15 +48,33 @@ class Codec:
 class _Fast(Codec):
     """JSON and a delimiter, node-ipc's format."""
 
-    __slots__ = ('_delimiter', '_max_message_size')
+    __slots__ = ('_decode', '_delimiter', '_max_message_size')
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        config: Config,
+        max_message_size: int = _FAST_MAX_MESSAGE_SIZE,
+        check: Callable[[str], None] = check_name,
+        decode: Callable[[Any], Event] = decode,
+    ) -> None:
         self._delimiter = config.delimiter
-        self._max_message_size = config.max_message_size or DEFAULT_MAX_MESSAGE_SIZE
-        self.encode = encoder(self._delimiter, self._max_message_size).encode
+        self._max_message_size = config.max_message_size or max_message_size
+        self._decode = decode
+        self.encode = encoder(self._delimiter, self._max_message_size, check).encode
 
     def decoder(self) -> Decoder:
-        return Decoder(self._delimiter, self._max_message_size)
+        return Decoder(self._delimiter, self._max_message_size, self._decode)
+
+
+class _Guarded(_Fast):
+    """The same with the rules of a profile."""
+
+    __slots__ = ('message_timeout',)
+
+    def __init__(self, config: Config) -> None:
+        rules = Rules(config)
+        super().__init__(config, _GUARDED_MAX_MESSAGE_SIZE, rules.check, rules.decode)
+        self.message_timeout = seconds(config.message_timeout or None)
 
 
 class _Raw(Codec):
@@ -145,7 +172,7 @@ def make_parser(config: Config) -> Codec:
     if config.raw_buffer or chosen == 'raw':
         return _Raw(config)
     if isinstance(chosen, str):
-        return _Fast(config)
+        return (_Fast if chosen == 'fast' else _Guarded)(config)
     if isinstance(chosen, type):
         return _Custom(chosen(config) if _takes_config(chosen) else chosen())
     return _Custom(chosen)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import Any, Iterable, Iterator, Protocol, Sequence, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, Protocol, Sequence, Tuple, Union
 
 from .errors import ProtocolError
 
@@ -29,8 +29,15 @@ NO_DATA: Any = {}
 INVALID_JSON = 'ERR_IPC_INVALID_JSON'
 INVALID_MESSAGE = 'ERR_IPC_INVALID_MESSAGE'
 INVALID_EVENT = 'ERR_IPC_INVALID_EVENT'
+RESERVED_EVENT = 'ERR_IPC_RESERVED_EVENT'
+EVENT_NOT_ALLOWED = 'ERR_IPC_EVENT_NOT_ALLOWED'
+EVENT_TOO_LARGE = 'ERR_IPC_EVENT_TOO_LARGE'
 FRAME_TOO_LARGE = 'ERR_IPC_FRAME_TOO_LARGE'
+MESSAGE_TIMEOUT = 'ERR_IPC_MESSAGE_TIMEOUT'
 BACKPRESSURE = 'ERR_IPC_BACKPRESSURE'
+
+# What TLS begins with: the type of a handshake record and the major version, RFC 8446, 5.1. No JSON text begins so.
+_TLS_HANDSHAKE = b'\x16\x03'
 
 # Event names are few and repeat, so their encoded prefixes are kept; a program that makes names up as it goes must not
 # grow the cache without bound.
@@ -119,16 +126,25 @@ class Parser(Protocol):
         """Return what decodes one more stream; called for each connection."""
 
 
+def check_name(type: str) -> None:
+    """Raise ValueError for a name that no event can have."""
+    if not type:
+        raise ValueError('an event type must not be empty')
+
+
 class Encoder:
     """Turns events into frames. One encoder may serve any number of threads and connections.
+
+    `check` raises for names of events that shall not be emitted.
 
     >>> Encoder('\\f', 1024).encode('message', 'hello')
     b'{"type":"message","data":"hello"}\\x0c'
     """
 
-    __slots__ = ('_limit', '_max_message_size', '_prefixes', '_suffix')
+    __slots__ = ('_check', '_limit', '_max_message_size', '_prefixes', '_suffix')
 
-    def __init__(self, delimiter: str, max_message_size: int) -> None:
+    def __init__(self, delimiter: str, max_message_size: int, check: Callable[[str], None] = check_name) -> None:
+        self._check = check
         self._suffix = '}' + delimiter
         self._max_message_size = max_message_size
         self._limit = max_message_size + len(delimiter.encode())
@@ -166,8 +182,7 @@ class Encoder:
     def _prefix(self, type: str) -> str:
         if not isinstance(type, str):
             raise TypeError(f'an event type must be a str, not {type.__class__.__name__}: {type!r}')
-        if not type:
-            raise ValueError('an event type must not be empty')
+        self._check(type)
         prefix = f'{{"type":{_to_json(type)},"data":'
         if len(self._prefixes) < _MAX_CACHED_PREFIXES:
             self._prefixes[type] = prefix
@@ -183,8 +198,8 @@ class CheckingEncoder(Encoder):
 
     __slots__ = ('_delimiter',)
 
-    def __init__(self, delimiter: str, max_message_size: int) -> None:
-        super().__init__(delimiter, max_message_size)
+    def __init__(self, delimiter: str, max_message_size: int, check: Callable[[str], None] = check_name) -> None:
+        super().__init__(delimiter, max_message_size, check)
         self._delimiter = delimiter.encode()
 
     def encode(self, type: str, data: Any) -> bytes:
@@ -198,14 +213,39 @@ class CheckingEncoder(Encoder):
         return frame
 
 
-def encoder(delimiter: str, max_message_size: int) -> Encoder:
+def encoder(delimiter: str, max_message_size: int, check: Callable[[str], None] = check_name) -> Encoder:
     """Return the encoder for a delimiter. JSON text has no control characters, so one in the delimiter makes it safe."""
     safe = any(character < ' ' for character in delimiter)
-    return (Encoder if safe else CheckingEncoder)(delimiter, max_message_size)
+    return (Encoder if safe else CheckingEncoder)(delimiter, max_message_size, check)
+
+
+def decode(frame: bytes | bytearray) -> Event:
+    """Return the event of a frame, which comes without its delimiter. Raises ProtocolError."""
+    try:
+        text = str(frame, 'utf-8')
+        try:
+            value, end = _scan_once(text, 0)
+            if end != len(text):
+                value = _json.decode(text)
+        except StopIteration:
+            value = _json.decode(text)  # white space around the object, or an error to explain
+        type = value['type']
+        if type.__class__ is not str:
+            raise _refusal(value)
+        return type, value.get('data', {})  # a new dict: it becomes the handler's
+    except (KeyError, TypeError):
+        raise _refusal(value) from None
+    except RecursionError:
+        raise ProtocolError(INVALID_JSON, f'a message is nested too deep: {_excerpt(frame)}') from None
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        reason = 'is not UTF-8' if isinstance(error, UnicodeDecodeError) else f'is not JSON ({error})'
+        raise ProtocolError(INVALID_JSON, f'a message {reason}: {_excerpt(frame)}') from None
 
 
 class Decoder:
     """Turns the chunks of one stream into events, in order. Belongs to one connection; not for several threads.
+
+    `decode` is what a frame is decoded with.
 
     >>> decoder = Decoder('\\f', 1024)
     >>> list(decoder.feed(b'{"type":"message","da'))
@@ -214,15 +254,23 @@ class Decoder:
     [('message', 'hello'), ('x', {})]
     """
 
-    __slots__ = ('_delimiter', '_overlap', '_partial', 'max_message_size')
+    __slots__ = ('_decode', '_delimiter', '_overlap', '_partial', 'max_message_size')
 
-    def __init__(self, delimiter: str, max_message_size: int) -> None:
+    def __init__(
+        self, delimiter: str, max_message_size: int, decode: Callable[[bytes | bytearray], Event] = decode
+    ) -> None:
+        self._decode = decode
         self._delimiter = delimiter.encode()
         self._overlap = len(self._delimiter) - 1
         # The start of a frame whose end has not come. A bytearray grows in amortised constant time a byte, so a frame
         # is not copied again for each chunk, and a million one-byte chunks cost a million bytes.
         self._partial = bytearray()
         self.max_message_size = max_message_size
+
+    @property
+    def is_inside_frame(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return bool(self._partial)
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Yield the events that `chunk` completes, as ``(type, data)``. An empty chunk is the end of the stream.
@@ -245,13 +293,18 @@ class Decoder:
             chunk = bytes(partial[end + len(self._delimiter):])
             del partial[end:]
             self._partial = bytearray()
-            yield _decode(partial)
+            yield self._decode(partial)
         frames = chunk.split(self._delimiter)
         rest = frames.pop()
         for frame in frames:
             self._check_size(len(frame))
-            yield _decode(frame)
+            yield self._decode(frame)
         if rest:
+            if rest.startswith(_TLS_HANDSHAKE):
+                raise ProtocolError(
+                    INVALID_MESSAGE,
+                    'the other end speaks TLS and this end does not; set config.tls on both sides, or on neither',
+                )
             self._check_size(len(rest) - self._overlap)  # its end may be the start of a delimiter
             self._partial += rest
 
@@ -262,28 +315,6 @@ class Decoder:
                 f'a message is longer than max_message_size ({self.max_message_size} bytes); '
                 'send less at once, or raise config.max_message_size on both sides',
             )
-
-
-def _decode(frame: bytes | bytearray) -> Event:
-    try:
-        text = str(frame, 'utf-8')
-        try:
-            value, end = _scan_once(text, 0)
-            if end != len(text):
-                value = _json.decode(text)
-        except StopIteration:
-            value = _json.decode(text)  # white space around the object, or an error to explain
-        type = value['type']
-        if type.__class__ is not str:
-            raise _refusal(value)
-        return type, value.get('data', {})  # a new dict: it becomes the handler's
-    except (KeyError, TypeError):
-        raise _refusal(value) from None
-    except RecursionError:
-        raise ProtocolError(INVALID_JSON, f'a message is nested too deep: {_excerpt(frame)}') from None
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        reason = 'is not UTF-8' if isinstance(error, UnicodeDecodeError) else f'is not JSON ({error})'
-        raise ProtocolError(INVALID_JSON, f'a message {reason}: {_excerpt(frame)}') from None
 
 
 def _refusal(value: Any) -> ProtocolError:
