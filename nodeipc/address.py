@@ -185,9 +185,16 @@ def resolve(address: NetAddress, family: Optional[int] = None, numeric: bool = F
     return [(entry[0], entry[4]) for entry in found]
 
 
+# Whether the system tells who is on the other end of a Unix socket.
+KNOWS_PEERS = hasattr(socket, 'SO_PEERCRED')
+
+
 def peer_of(sock: socket.socket) -> Optional[Peer]:
-    """Return who connected to a Unix socket; None where the system does not tell, or the socket is not one."""
-    if sock.family != getattr(socket, 'AF_UNIX', None) or not hasattr(socket, 'SO_PEERCRED'):
+    """Return who connected to a Unix socket, or who listens on the one that we connected to.
+
+    None where the system does not tell, or the socket is not one.
+    """
+    if sock.family != getattr(socket, 'AF_UNIX', None) or not KNOWS_PEERS:
         return None
     # struct ucred of unix(7): pid_t, uid_t, gid_t
     return Peer(*struct.unpack('iII', sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize('iII'))))

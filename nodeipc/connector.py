@@ -11,7 +11,7 @@ import os
 import socket
 from typing import Any, Callable, List, Optional, Tuple
 
-from .address import SocketAddress, StreamAddress, TCPAddress, UnixAddress
+from .address import Peer, SocketAddress, StreamAddress, TCPAddress, UnixAddress, peer_of
 from .config import Config
 from .lookup import look_up
 from .reactor import WRITE, Owned, Reactor, Timer
@@ -144,9 +144,15 @@ class Connector(Owned):
         self._fail(OSError(errno.ETIMEDOUT, f'no answer within connect_timeout ({self._config.connect_timeout} ms)'))
 
     def _succeed(self) -> None:
+        assert self._sock is not None
+        wanted = self._config.server_uid
+        if wanted is not None and isinstance(self._address, UnixAddress):
+            peer = peer_of(self._sock)
+            if peer is None or peer.uid != wanted:
+                self._fail(PermissionError(errno.EPERM, _impostor(peer, wanted)))
+                return
         self._finish()
         sock, self._sock = self._sock, None
-        assert sock is not None
         self._connected(sock)
 
     def _fail(self, error: OSError) -> None:
@@ -167,3 +173,8 @@ class Connector(Owned):
             self._reactor.watch(sock, self._watched, 0, self._ready)
             self._watched = 0
             sock.close()
+
+
+def _impostor(peer: Optional[Peer], wanted: int) -> str:
+    who = 'somebody whom this system does not tell' if peer is None else f'user {peer.uid} (pid {peer.pid})'
+    return f'the server is run by {who}, and not by user {wanted} (config.server_uid); nothing was sent to it'

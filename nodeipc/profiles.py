@@ -63,7 +63,8 @@ class Rules:
             raise ProtocolError(INVALID_EVENT, f'event {type!r} means something else in JavaScript; choose another name')
         if self._allowed is not None and type not in self._allowed:
             raise ProtocolError(
-                EVENT_NOT_ALLOWED, f'event {type[:64]!r} is not in config.allowed_events; if it is wanted, add it on both sides'
+                EVENT_NOT_ALLOWED,
+                f'event {type[:64]!r} is not in config.allowed_events; if it is wanted, add it on both sides',
             )
 
     def decode(self, frame: Union[bytes, bytearray]) -> Event:

@@ -418,10 +418,12 @@ class Server(Role):
 
     # On strands
 
-    def _post(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def _post(self, function: Callable[..., Any], *arguments: Any) -> bool:
+        """Have `function` called on the strand of the server; False if it has none any more."""
         strand = self._strand
         if strand is not None:
             strand.post(function, *arguments)
+        return strand is not None
 
     def _say_disconnected(self, socket: Socket) -> None:
         self._publish('socket.disconnected', socket, socket.id)

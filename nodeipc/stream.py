@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import logging
 import socket as socket_module
-from typing import Any, List, Optional
+from typing import Any, Callable, List, Optional
 
 from .acceptor import Acceptor
-from .address import Listener, StreamAddress, TCPAddress, adopt, listen, peer_of
+from .address import KNOWS_PEERS, Listener, Peer, StreamAddress, TCPAddress, UnixAddress, adopt, listen, peer_of
 from .config import seconds
 from .connection import Connection, Owner, log_level
 from .deadline import Deadline
 from .engine import Engine
-from .errors import NotConnectedError
+from .errors import ConfigError, NotConnectedError
 from .log import logger
 from .server import Carrier, Server, Socket
 from .wire import NO_DATA, Payload
@@ -97,9 +97,9 @@ class StreamServer(Server):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        # The reactor thread's own, but for _refused, which _lock guards.
-        self._accept_error_queued = False
-        self._refused = 0  # connections over the limit that no error event has told of yet
+        self._accept_errors = _Tally(self, self._accept_error, logging.ERROR)
+        self._refused = _Tally(self, self._refusal)
+        self._strangers = _Tally(self, self._stranger)
 
     def emit(self, socket: Any, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
         if not isinstance(socket, StreamSocket):
@@ -122,6 +122,8 @@ class StreamServer(Server):
         return [socket._connection for socket in self._sockets.values()]
 
     def _bind(self) -> Listener:
+        if self._config.allowed_uids is not None and isinstance(self._asked, UnixAddress) and not KNOWS_PEERS:
+            raise ConfigError(f'{self}: this system does not tell who connects, so config.allowed_uids cannot be kept')
         return listen(self._asked, self._config) if self._given is None else adopt(self._given)
 
     def _open(self, bound: Listener, engine: Engine) -> Acceptor:
@@ -148,21 +150,29 @@ class StreamServer(Server):
         # Those count that are gone and whose events are still being handled: they use as much memory.
         if len(self._unfinished) >= self._config.max_connections:
             sock.close()
-            self._refuse()
+            self._refused.add()
             return
         try:
-            self._admit(sock, address)
+            if self._is_welcome(sock):
+                self._admit(sock, address)
+            else:
+                sock.close()
         except OSError:  # gone already, before anybody heard of it
             sock.close()
 
+    def _is_welcome(self, sock: socket_module.socket) -> bool:
+        """Whether its user may connect, by the kernel's word."""
+        allowed = self._config.allowed_uids
+        if allowed is None or not isinstance(self._where, UnixAddress):
+            return True
+        peer = peer_of(sock)
+        if peer is not None and peer.uid in allowed:
+            return True
+        self._strangers.add(peer)
+        return False
+
     def _accept_failed(self, error: OSError) -> None:
-        if self._accept_error_queued:
-            return
-        self._accept_error_queued = True
-        why = f'{self}: cannot accept connections: {error.strerror}; trying again'
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            why += '; close some descriptors, or raise the limit'
-        self._post(self._report_accept_error, OSError(error.errno, why))
+        self._accept_errors.add(error)
 
     def _admit(self, sock: socket_module.socket, address: Any) -> None:
         assert self._engine is not None
@@ -175,30 +185,55 @@ class StreamServer(Server):
         self._joined(socket, socket)
         socket._connection.start()
 
-    def _refuse(self) -> None:
-        """One error event tells of all that were refused while it waited for its turn."""
-        with self._lock:
-            self._refused += 1
-            first = self._refused == 1
-        if first:
-            self._post(self._report_refused)
+    # Errors of which one event may tell of many
 
-    # On strands
+    def _accept_error(self, count: int, error: OSError) -> OSError:
+        why = f'{self}: cannot accept connections: {error.strerror}; trying again'
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            why += '; close some descriptors, or raise the limit'
+        return OSError(error.errno, why)
 
-    def _report_accept_error(self, error: OSError) -> None:
-        self._accept_error_queued = False
-        self._report(error, None, level=logging.ERROR)
-
-    def _report_refused(self) -> None:
-        with self._lock:
-            count, self._refused = self._refused, 0
+    def _refusal(self, count: int, last: None) -> OSError:
         limit = self._config.max_connections
-        what = 'a connection was' if count == 1 else f'{count} connections were'
-        self._report(
-            ConnectionRefusedError(
-                errno.ECONNREFUSED,
-                f'{self}: {what} refused, {limit} are open already; close some, or raise config.max_connections',
-            ),
-            None,
-            level=logging.WARNING,
-        )
+        why = f'{_connections(count)} refused, {limit} are open already; close some, or raise config.max_connections'
+        return ConnectionRefusedError(errno.ECONNREFUSED, f'{self}: {why}')
+
+    def _stranger(self, count: int, peer: Peer) -> OSError:
+        who = f'{"" if count == 1 else "the last "}of user {peer.uid}, pid {peer.pid}'
+        why = f'{_connections(count)} refused, {who}, who is not in config.allowed_uids'
+        return PermissionError(errno.EPERM, f'{self}: {why}')
+
+
+class _Tally:
+    """Counts what may happen often, and has one error event tell of all that came while it waited for its turn.
+
+    The event is what `compose` makes of the number and of what was said of the last.
+    """
+
+    def __init__(self, server: StreamServer, compose: Callable[[int, Any], Exception], level: int = logging.WARNING) -> None:
+        self._server = server
+        self._compose = compose
+        self._level = level
+        # Guarded by the server's _lock.
+        self._count = 0
+        self._last: Any = None
+
+    def add(self, what: Any = None) -> None:
+        """Count one; reactor thread."""
+        with self._server._lock:
+            self._count += 1
+            self._last = what
+            first = self._count == 1
+        if first and not self._server._post(self._tell):
+            self._count = 0
+
+    def _tell(self) -> None:
+        with self._server._lock:
+            count, self._count = self._count, 0
+            last = self._last
+        self._server._report(self._compose(count, last), None, level=self._level)
+
+
+def _connections(count: int) -> str:
+    return 'a connection was' if count == 1 else f'{count} connections were'
+
