@@ -63,6 +63,15 @@ class TCPAddress(NamedTuple):
         """TCP addresses are found wrong when they are looked up."""
 
 
+class TLSAddress(TCPAddress):
+    """The address of a server that speaks TLS."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return super().__str__().replace('tcp', 'tls', 1)
+
+
 class UDPAddress(NamedTuple):
     """A host, a port, and the version of the Internet Protocol, 4 or 6, that all datagrams of a socket have."""
 
@@ -163,6 +172,11 @@ def bound_address(sock: socket.socket, asked: Optional[Address] = None) -> Addre
     if is_unix:
         return asked if isinstance(asked, UnixAddress) else UnixAddress(os.fsdecode(name))
     return TCPAddress(name[0], name[1])
+
+
+def readable(where: SocketAddress) -> str:
+    """Return a socket address of the Internet as one writes it."""
+    return f'[{where[0]}]:{where[1]}' if ':' in str(where[0]) else f'{where[0]}:{where[1]}'
 
 
 def public(address: Address) -> Union[str, Tuple[str, int]]:

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from typing import Any, Callable, Deque, Optional, Tuple
 
-from .address import Listener, SocketAddress, UDPAddress
+from .address import Listener, SocketAddress, UDPAddress, readable
 from .deadline import Deadline
 from .errors import EmitTimeout, NotConnectedError, ProtocolError
 from .lookup import Names
@@ -318,8 +318,3 @@ class Channel(Owned):
             if self._room is not None:
                 self._room.notify_all()
         self._names.close()
-
-
-def readable(where: SocketAddress) -> str:
-    """Return a socket address as one writes it."""
-    return f'[{where[0]}]:{where[1]}' if ':' in str(where[0]) else f'{where[0]}:{where[1]}'

@@ -11,22 +11,27 @@ import logging
 import random
 import socket
 import threading
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, overload
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple, overload
 
-from .address import StreamAddress, public
+from .address import StreamAddress, TCPAddress, TLSAddress, public
 from .config import Config
 from .connection import Connection, Owner, log_level
 from .connector import Connector
 from .deadline import NEVER, Deadline
 from .engine import Engine
-from .errors import EmitTimeout, NotConnectedError
+from .errors import EmitTimeout, NotConnectedError, retold
 from .events import F, Handler, Registration
 from .log import logger
 from .reactor import Timer
 from .reentry import calls_out
-from .role import Log, Role
+from .role import Log, Role, assured_needs_tls
 from .wire import NO_DATA, Payload
 from .workers import Strand
+
+if TYPE_CHECKING:  # imported by clients that have TLS
+    from ssl import SSLContext
+
+    from .tlsstream import TLSStream
 
 # A batch leaves when it has grown to this size: fewer, larger writes gain nothing more.
 _BATCH_BYTES = 64 << 10
@@ -52,6 +57,7 @@ class Client(Role, Owner):
     ) -> None:
         super().__init__(config, log)
         address.check()
+        self._context = self._make_context(address)
         self.id = id
         self._address = address
         self._engine = engine
@@ -76,7 +82,7 @@ class Client(Role, Owner):
         self._socket: Optional[Connection] = None
         self._connector: Optional[Connector] = None
         self._retry_timer: Optional[Timer] = None
-        self._failures = 0
+        self._failures = self._past_failures = 0  # in a row; and before the connection
 
         # The strand's own, but for reading under _handlers_lock: whether `connect` was the last published of `connect`
         # and `disconnect`, and for which connection.
@@ -227,6 +233,18 @@ class Client(Role, Owner):
 
     # For the facade
 
+    def _make_context(self, address: StreamAddress) -> Optional[SSLContext]:
+        """Return what to connect with, if it is TLS. Raises ConfigError."""
+        assured, settings = self._parser.is_assured, self._config.tls
+        if isinstance(address, TLSAddress):
+            from .tls import client_context
+
+            assert settings is not None
+            return client_context(settings, f'client of {address}', assured)
+        if assured and isinstance(address, TCPAddress):
+            raise assured_needs_tls(f'client of {address}')
+        return None
+
     def _start(self) -> None:
         self._in_callback = None
         self._reactor.call(self._attempt)
@@ -306,22 +324,23 @@ class Client(Role, Owner):
     def _attempt(self) -> None:
         self._retry_timer = None
         if not self._closing:
-            self._connector = Connector(self._address, self._config, self._reactor, self._connected, self._refused)
+            self._connector = Connector(
+                self._address, self._config, self._reactor, self._context, self._connected, self._refused
+            )
             self._connector.start()
 
-    def _connected(self, sock: socket.socket) -> None:
+    def _connected(self, sock: socket.socket, tls: Optional[TLSStream]) -> None:
         self._connector = None
-        self._failures = 0
-        config = self._config
+        self._past_failures, self._failures = self._failures, 0
         connection = Connection(
             sock,
             str(self),
             self,
             self._reactor,
             self._strand,
-            self._parser.decoder(),
-            config.max_pending_bytes,
-            config.stall_timeout / 1000,
+            self._parser,
+            self._config,
+            tls,
         )
         self._socket = connection
         self._strand.post(self._announce, connection, True)
@@ -334,7 +353,7 @@ class Client(Role, Owner):
 
     def _refused(self, error: OSError) -> None:
         self._connector = None
-        error = type(error)(error.errno, f'{self}: cannot connect: {error.strerror}')
+        error = retold(error, f'{self}: cannot connect: {error.strerror}')
         self._last_error = error
         if not self._attempt_error_queued:
             self._attempt_error_queued = True
@@ -349,6 +368,8 @@ class Client(Role, Owner):
         connection.abort(error)
 
     def _connection_failed(self, connection: Connection, error: Exception) -> None:
+        if connection.was_turned_away(error):
+            self._failures = self._past_failures  # it never stood: the attempt has failed like those before
         self._last_error = error
         self._strand.post(self._report_failure, error)
 

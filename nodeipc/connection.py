@@ -15,14 +15,20 @@ import logging
 import socket
 import struct
 import threading
+import time
 from collections import deque
-from typing import Any, Callable, Deque, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Tuple, Union
 
+from .config import Config
 from .deadline import Deadline
-from .errors import EmitTimeout, IPCError, NotConnectedError, ProtocolError
+from .errors import EmitTimeout, IPCError, NotConnectedError, ProtocolError, retold
+from .parsers import Codec
 from .reactor import READ, WRITE, Owned, Reactor, Timer
-from .wire import BACKPRESSURE, EventDecoder
+from .wire import BACKPRESSURE, MESSAGE_TIMEOUT
 from .workers import Strand
+
+if TYPE_CHECKING:  # imported by those who make one
+    from .tlsstream import TLSStream
 
 try:
     import fcntl
@@ -70,12 +76,13 @@ _NOBODY = Owner()
 
 
 class Connection(Owned):
-    """A connected stream socket. `name` is what error messages call the other end."""
+    """A connected stream socket. `name` is what error messages call the other end, `tls` what it is encrypted with."""
 
     __slots__ = (
-        '_closing', '_decoder', '_discard', '_ended', '_half_closed', '_lock', '_max_pending', '_open', '_outbox', '_owner',
-        '_peeked', '_pending', '_reactor', '_reading', '_room', '_send_error', '_sock', '_stall', '_strand', '_timer',
-        '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
+        '_closing', '_decoder', '_discard', '_ended', '_frame_began', '_frame_timer', '_half_closed', '_lock',
+        '_max_pending', '_message_timeout', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor', '_reading',
+        '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_strand', '_timer', '_tls', '_undelivered', '_watched',
+        '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
     )
 
     def __init__(
@@ -85,23 +92,27 @@ class Connection(Owned):
         owner: Owner,
         reactor: Reactor,
         strand: Strand,
-        decoder: EventDecoder,
-        max_pending: int,
-        stall_timeout: float,
+        codec: Codec,
+        config: Config,
+        tls: Optional[TLSStream] = None,
     ) -> None:
         self._sock = sock
+        self._tls = tls
+        self._send: Callable[[Block, int], int] = sock.send if tls is None else tls.send
+        self._recv: Callable[[int], bytes] = sock.recv if tls is None else tls.recv
         self.name = name
         self._owner = owner
         self._reactor = reactor
         self._strand = strand
-        self._decoder = decoder
-        self._max_pending = max_pending
-        self._stall = stall_timeout
+        self._decoder = codec.decoder()
+        self._message_timeout = codec.message_timeout
+        self._max_pending = config.max_pending_bytes
+        self._stall = config.stall_timeout / 1000
 
         # Guards everything that sending touches: _writing and what follows it down to the two counters, and each write to
         # the socket, so that frames never interleave. Held for a non-blocking write at most, never while code of the
-        # application runs; the reactor takes it. No other lock is taken inside it. It is re-entrant so that code which
-        # interrupts its holder (a signal handler, __del__) finds _writing set and does not wait for itself.
+        # application runs; the reactor takes it. Only a TLSStream's lock is taken inside it. It is re-entrant so that code
+        # which interrupts its holder (a signal handler, __del__) finds _writing set and does not wait for itself.
         self._lock = threading.RLock()
         self._writing = False
         self._open = True
@@ -124,6 +135,8 @@ class Connection(Owned):
         self._half_closed = False
         self._watched = 0
         self._timer: Optional[Timer] = None
+        self._frame_began: Optional[float] = None  # when the first byte of an unfinished message came
+        self._frame_timer: Optional[Timer] = None
         self._peeked: Optional[Tuple[int, int]] = None
 
     # Any thread
@@ -137,6 +150,12 @@ class Connection(Owned):
     def pending(self) -> int:
         """Bytes that were accepted and are not written."""
         return self._pending
+
+    @property
+    def progress(self) -> int:
+        """Bytes that the system has taken, on their way to the peer."""
+        tls = self._tls  # once: the reactor thread may take it away
+        return self.bytes_out if tls is None else tls.bytes_out
 
     def send(self, frame: bytes, timeout: Optional[float], messages: int = 1) -> bool:
         """Accept all of `frame`, which holds `messages`, or nothing: write it, or queue it behind the pending limit.
@@ -162,14 +181,14 @@ class Connection(Owned):
     def wait_for_room(self, before: int, stall: Deadline) -> None:
         """Wait until the queue is within its limit, and cut off a peer that takes nothing for the stall timeout.
 
-        `before` is what `bytes_out` was when that timeout, `stall`, began.
+        `before` is what `progress` was when that timeout, `stall`, began.
         """
         with self._lock:
             while not self._wait(self._has_room, stall.remaining):
-                if self.bytes_out == before:
+                if self.progress == before:
                     self._reactor.call(self.abort, self._stalled())
                     return
-                before, stall = self.bytes_out, Deadline(self._stall)
+                before, stall = self.progress, Deadline(self._stall)
 
     def flush(self, timeout: Optional[float]) -> None:
         """Wait until everything accepted is written. Raises EmitTimeout, or NotConnectedError if it will not be."""
@@ -178,6 +197,10 @@ class Connection(Owned):
                 raise EmitTimeout(f'{self._pending} bytes for {self.name} were not written within {timeout} s')
             if self._pending:
                 raise NotConnectedError(f'the connection to {self.name} was lost with {self._pending} bytes not written')
+
+    def was_turned_away(self, error: Exception) -> bool:
+        """Whether `error` is the server's refusal of our certificate, of which TLS 1.3 tells after the handshake."""
+        return self._tls is not None and not self.bytes_in and 'ALERT' in (getattr(error, 'reason', None) or '')
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have a method of this connection called on its reactor thread."""
@@ -191,6 +214,8 @@ class Connection(Owned):
         self._strand.on_drained = self._drained
         self._reading = not self._strand.is_full  # a client's strand may be behind with what an earlier connection brought
         self._update()
+        if self._tls is not None:
+            self._read()  # what came with the end of the handshake; the socket will not tell of it again
 
     def stop_reading(self) -> None:
         """Read no more until the goodbye."""
@@ -207,7 +232,7 @@ class Connection(Owned):
         self._discard = True
         self._refuse_sends()
         self._reading = not self._ended
-        self._peeked = (self.bytes_out, _unacknowledged(self._sock))
+        self._peeked = (self.progress, _unacknowledged(self._sock))
         self._timer = self._reactor.call_later(self._stall, self._check_progress)
         if self._send_error is not None:
             self.abort()
@@ -215,6 +240,7 @@ class Connection(Owned):
             self._update()
         else:
             self._half_close()
+        self._after_reading()
 
     def cut(self) -> None:
         """Close: now, if nothing was ever sent that this could destroy, for then the peer needs no goodbye."""
@@ -229,8 +255,9 @@ class Connection(Owned):
             return
         self.closed = True  # before the next line, which wakes those who wait in flush()
         self._refuse_sends()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._frame_timer):
+            if timer is not None:
+                timer.cancel()
         self._reading = False
         self._reactor.watch(self._sock, self._watched, 0, self._ready)
         self._watched = 0
@@ -246,6 +273,7 @@ class Connection(Owned):
         # A client or socket that the application keeps must not keep the buffers.
         self._strand.on_drained = None
         self._decoder = None  # type: ignore[assignment]  # never fed again
+        self._send = self._recv = self._tls = None  # type: ignore[assignment]  # nor are these used: it is not open
         self._owner = _NOBODY
 
     def abandon(self) -> None:
@@ -299,7 +327,7 @@ class Connection(Owned):
             self._pending += len(frame)
         else:
             try:
-                sent = self._sock.send(frame, _NO_SIGPIPE)
+                sent = self._send(frame, _NO_SIGPIPE)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
@@ -345,9 +373,13 @@ class Connection(Owned):
 
     def _update(self) -> None:
         if not self.closed:
-            wanted = (READ if self._reading else 0) | (WRITE if self._outbox else 0)
+            wanted = (READ if self._reading else 0) | (WRITE if self._wants_to_write() else 0)
             self._reactor.watch(self._sock, self._watched, wanted, self._ready)
             self._watched = wanted
+
+    def _wants_to_write(self) -> bool:
+        tls = self._tls
+        return bool(self._outbox) if tls is None else tls.wants_to_write or (bool(self._outbox) and tls.can_encrypt)
 
     def _ready(self, mask: int) -> None:
         if mask & WRITE and not self.closed:
@@ -360,10 +392,15 @@ class Connection(Owned):
         outbox = self._outbox
         failure: Optional[OSError] = None
         with self._lock:
+            if self._tls is not None:
+                try:
+                    self._tls.flush()
+                except OSError as error:
+                    failure, budget = error, 0
             while outbox and budget > 0:
                 head = outbox[0]
                 try:
-                    sent = self._sock.send(head, _NO_SIGPIPE)
+                    sent = self._send(head, _NO_SIGPIPE)
                 except (BlockingIOError, InterruptedError):
                     break
                 except OSError as error:
@@ -386,6 +423,8 @@ class Connection(Owned):
             self._update()
             if self._discard:
                 self._half_close()
+        elif self._tls is not None:
+            self._update()
 
     def _send_failed(self) -> None:
         """Nothing more can be written: close, unless there is something left to read."""
@@ -396,15 +435,16 @@ class Connection(Owned):
 
     def _read(self) -> None:
         try:
-            chunk = self._sock.recv(_RECEIVE_BYTES)
+            chunk = self._recv(_RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):
+            self._after_reading()
             return
         except OSError as error:
             # Not worth an error event of its own when we were leaving anyway, or when it is how we learn of the end.
             if self._discard or not self._open:
                 self.abort()
             else:
-                self.abort(OSError(error.errno, f'the connection to {self.name} was lost: {error.strerror}'))
+                self.abort(retold(error, f'the connection to {self.name} was lost: {error.strerror}'))
             return
         if not chunk:
             self._end_of_input()
@@ -412,6 +452,15 @@ class Connection(Owned):
         self.bytes_in += len(chunk)
         if not self._discard:
             self._decode(chunk)
+        self._after_reading()
+
+    def _after_reading(self) -> None:
+        """TLS: write what the protocol answers and what waited for this, and read an end that came with the rest."""
+        tls = self._tls
+        if tls is not None and not self.closed:
+            self._update()
+            if tls.has_more and not self._ended and (self._discard or not self._closing):
+                self._read()
 
     def _decode(self, chunk: bytes) -> bool:
         """Hand the events that `chunk` completes to the strand; False if it breaks the rules."""
@@ -434,7 +483,33 @@ class Connection(Owned):
         if failure is not None:
             self.stop_reading()
             self._owner._connection_broken(self, failure)
+        elif self._message_timeout is not None:
+            self._note_frame(bool(events))
         return failure is None
+
+    def _note_frame(self, ended: bool) -> None:
+        """Note when the message began that is not complete: with this chunk, if another `ended` in it."""
+        if not self._decoder.is_inside_frame:  # type: ignore[attr-defined]  # which whoever has a timeout has
+            self._frame_began = None
+        elif ended or self._frame_began is None:
+            self._frame_began = time.monotonic()
+            if self._frame_timer is None:
+                self._frame_timer = self._reactor.call_later(self._message_timeout or 0, self._check_frame)
+
+    def _check_frame(self) -> None:
+        self._frame_timer = None
+        began, limit = self._frame_began, self._message_timeout or 0
+        if began is None or self._closing:
+            return
+        now = time.monotonic()
+        if not self._reading:  # it is our handlers who are late
+            began = self._frame_began = now
+        if now < began + limit:
+            self._frame_timer = self._reactor.call_later(began + limit - now, self._check_frame)
+            return
+        self.stop_reading()
+        why = f'{self.name}: a message was not complete {limit} s after its first byte (config.message_timeout)'
+        self._owner._connection_broken(self, ProtocolError(MESSAGE_TIMEOUT, why))
 
     def _drained(self) -> None:
         self._reactor.call(self._resume)
@@ -442,6 +517,8 @@ class Connection(Owned):
     def _resume(self) -> None:
         if not (self._closing or self._ended or self.closed):
             self._reading = True
+            if self._frame_began is not None:
+                self._frame_began = time.monotonic()
             self._update()
 
     def _end_of_input(self) -> None:
@@ -461,20 +538,24 @@ class Connection(Owned):
 
     def _half_close(self) -> None:
         self._half_closed = True
-        if self._ended:
-            self.abort()
-            return
         try:
-            self._sock.shutdown(socket.SHUT_WR)
+            if self._tls is not None and not self._tls.say_goodbye():
+                self._update()  # _flush() comes here again
+                return
+            if not self._ended:
+                self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.abort()
             return
-        self._update()
+        if self._ended:
+            self.abort()
+        else:
+            self._update()
 
     def _check_progress(self) -> None:
         """Every stall timeout of a goodbye: cut off a peer that took nothing since the last time."""
         in_flight = _unacknowledged(self._sock)
-        before, self._peeked = self._peeked, (self.bytes_out, in_flight)
+        before, self._peeked = self._peeked, (self.progress, in_flight)
         if self._peeked != before:
             self._timer = self._reactor.call_later(self._stall, self._check_progress)
         elif self._pending or in_flight:

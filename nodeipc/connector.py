@@ -1,4 +1,4 @@
-"""One attempt to connect: look the name up, try the addresses in turn, give a connected socket or an error.
+"""One attempt to connect: look the name up, try the addresses in turn, shake hands, give a connected socket or an error.
 
 Clients make one for each attempt. Everything happens on the reactor thread, but for looking up a name, which may take
 long and therefore has a thread of its own.
@@ -9,12 +9,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Any, Callable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
 
-from .address import Peer, SocketAddress, StreamAddress, TCPAddress, UnixAddress, peer_of
+from .address import Peer, SocketAddress, StreamAddress, TCPAddress, TLSAddress, UnixAddress, peer_of
 from .config import Config
 from .lookup import look_up
 from .reactor import WRITE, Owned, Reactor, Timer
+
+if TYPE_CHECKING:  # imported by clients that have TLS
+    from ssl import SSLContext
+
+    from .tlsstream import Handshake, TLSStream
 
 # A Unix server whose backlog is full refuses at once instead of letting us wait; so we ask again.
 _BACKLOG_RETRY_SECONDS = 0.02
@@ -24,8 +29,8 @@ class Connector(Owned):
     """An attempt to connect that ends in `connected` or `failed`, on the reactor thread, unless cancelled."""
 
     __slots__ = (
-        '_address', '_candidates', '_config', '_connected', '_done', '_error', '_failed', '_reactor', '_sock', '_timer',
-        '_watched',
+        '_address', '_candidates', '_config', '_connected', '_context', '_done', '_error', '_failed', '_handshake',
+        '_reactor', '_sock', '_timer', '_watched',
     )
 
     def __init__(
@@ -33,12 +38,15 @@ class Connector(Owned):
         address: StreamAddress,
         config: Config,
         reactor: Reactor,
-        connected: Callable[[socket.socket], Any],
+        context: Optional[SSLContext],
+        connected: Callable[[socket.socket, Optional[TLSStream]], Any],
         failed: Callable[[OSError], Any],
     ) -> None:
         self._address = address
         self._config = config
         self._reactor = reactor
+        self._context = context
+        self._handshake: Optional[Handshake] = None
         self._connected = connected
         self._failed = failed
         self._candidates: List[Tuple[int, SocketAddress]] = []
@@ -141,7 +149,8 @@ class Connector(Owned):
         del self._candidates[0]
 
     def _timed_out(self) -> None:
-        self._fail(OSError(errno.ETIMEDOUT, f'no answer within connect_timeout ({self._config.connect_timeout} ms)'))
+        what = 'no answer' if self._handshake is None else 'the TLS handshake was not done'
+        self._fail(OSError(errno.ETIMEDOUT, f'{what} within connect_timeout ({self._config.connect_timeout} ms)'))
 
     def _succeed(self) -> None:
         assert self._sock is not None
@@ -151,9 +160,26 @@ class Connector(Owned):
             if peer is None or peer.uid != wanted:
                 self._fail(PermissionError(errno.EPERM, _impostor(peer, wanted)))
                 return
-        self._finish()
         sock, self._sock = self._sock, None
-        self._connected(sock)
+        if self._context is None:
+            self._finish()
+            self._connected(sock, None)
+        else:
+            self._shake_hands(sock, self._context)
+
+    def _shake_hands(self, sock: socket.socket, context: SSLContext) -> None:
+        from .tls import server_name
+        from .tlsstream import Handshake, TLSStream
+
+        def done(tls: TLSStream) -> None:
+            self._handshake = None
+            self._finish()
+            self._connected(sock, tls)
+
+        assert isinstance(self._address, TLSAddress) and self._config.tls is not None
+        name = server_name(self._config.tls, self._address.host)
+        self._handshake = Handshake(sock, lambda: TLSStream(sock, context, name), self._reactor, done, self._fail)
+        self._handshake.start(speak_first=True)
 
     def _fail(self, error: OSError) -> None:
         if not self._done:
@@ -168,6 +194,9 @@ class Connector(Owned):
             self._timer.cancel()
 
     def _close_socket(self) -> None:
+        if self._handshake is not None:
+            self._handshake.cancel()
+            self._handshake = None
         sock, self._sock = self._sock, None
         if sock is not None:
             self._reactor.watch(sock, self._watched, 0, self._ready)

@@ -11,12 +11,13 @@ import logging
 from collections import OrderedDict
 from typing import Any, List, Mapping, Optional
 
-from .address import Listener, SocketAddress, UDPAddress, adopt, listen, udp_address
-from .channel import Channel, readable
+from .address import Listener, SocketAddress, UDPAddress, adopt, listen, readable, udp_address
+from .channel import Channel
 from .deadline import Deadline
 from .engine import Engine
-from .errors import IPCError, NotConnectedError, ProtocolError
+from .errors import ConfigError, IPCError, NotConnectedError, ProtocolError
 from .reactor import Timer
+from .role import assured_needs_tls
 from .server import Carrier, Server, Socket
 from .wire import BACKPRESSURE, NO_DATA, Event, Payload
 
@@ -153,6 +154,10 @@ class DatagramServer(Server):
         return [] if self._door is None else [self._door]
 
     def _bind(self) -> Listener:
+        if self._parser.is_assured:
+            raise assured_needs_tls(self)
+        if self._config.tls is not None:
+            raise ConfigError(f'{self}: UDP cannot be encrypted; set config.tls = None for it, or use TCP')
         return listen(self._asked, self._config) if self._given is None else adopt(self._given)
 
     def _open(self, bound: Listener, engine: Engine) -> Channel:

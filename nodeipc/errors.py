@@ -1,7 +1,11 @@
 """The exceptions of the public API.
 
-Every other module raises these; this one imports nothing. A message names the endpoint concerned and says what to do.
+Every other module raises these; this one imports none of them. A message names the endpoint concerned and says what to do.
 """
+
+from typing import TypeVar
+
+E = TypeVar('E', bound=OSError)
 
 
 class IPCError(Exception):
@@ -46,3 +50,13 @@ class ProtocolError(IPCError):
 
     def __reduce__(self) -> 'tuple[type[ProtocolError], tuple[str, str]]':
         return type(self), (self.code, self.args[0])
+
+
+def retold(error: E, message: str) -> E:
+    """Return an error of the same class and with the same attributes, that says `message`."""
+    told = type(error)(error.errno, message)
+    for name in ('library', 'reason', 'verify_code', 'verify_message'):  # of ssl's errors
+        if hasattr(error, name):
+            setattr(told, name, getattr(error, name))
+    told.__cause__ = error.__cause__
+    return told

@@ -13,7 +13,17 @@ import threading
 import weakref
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-from .address import UDP_TYPES, Address, StreamAddress, TCPAddress, UDPAddress, UnixAddress, given_address, udp_address
+from .address import (
+    UDP_TYPES,
+    Address,
+    StreamAddress,
+    TCPAddress,
+    TLSAddress,
+    UDPAddress,
+    UnixAddress,
+    given_address,
+    udp_address,
+)
 from .client import Client
 from .config import Config
 from .datagram import DatagramServer
@@ -137,11 +147,12 @@ class IPC:
         *,
         sock: Any = None,
     ) -> Server:
-        """Make the TCP or UDP server, set `server` to it and return it; ``server.start()`` makes it listen.
+        """Make the TCP, TLS or UDP server, set `server` to it and return it; ``server.start()`` makes it listen.
 
         `host` and `port` default to ``config.network_host`` and ``config.network_port``; port 0 lets the system choose,
-        and ``server.address`` tells. `udp_type` ``'udp4'`` or ``'udp6'`` makes it UDP, which has no clients: every end is
-        such a server, on a port of its own. A loopback address stands for that of either version. `callback` and `sock`
+        and ``server.address`` tells. With ``config.tls`` TCP is encrypted, and `start` raises `ConfigError` without a key
+        and a certificate. `udp_type` ``'udp4'`` or ``'udp6'`` makes it UDP, which has no clients: every end is such a
+        server, on a port of its own. A loopback address stands for that of either version. `callback` and `sock`
         are those of `serve`; a UDP server can emit in its callback already. Arguments may be left out as long as they
         stay in order: ``serve_net(8001, ready)``, ``serve_net('udp4', ready)``.
 
@@ -176,9 +187,11 @@ class IPC:
     def connect_to_net(
         self, id: str, host: Any = None, port: Any = None, callback: Optional[Handler] = None
     ) -> Client:
-        """As `connect_to`, over TCP. `host` and `port` default to ``config.network_host`` and ``config.network_port``.
+        """As `connect_to`, over TCP, or TLS if ``config.tls`` is set.
 
-        Arguments may be left out as long as they stay in order: ``connect_to_net('world', 8001, ready)``.
+        `host` and `port` default to ``config.network_host`` and ``config.network_port``. Raises `ConfigError` for TLS with
+        files that cannot be read or do not fit, and for what ``parser='assured'`` does not allow. Arguments may be left out
+        as long as they stay in order: ``connect_to_net('world', 8001, ready)``.
         """
         _check_id(id)
         usage = 'connect_to_net(id, host, port, callback)'
@@ -253,6 +266,8 @@ class IPC:
     def _serve(self, address: Address, callback: Optional[Handler], sock: Any) -> Server:
         if isinstance(address, UnixAddress):
             address.check()
+        elif isinstance(address, TCPAddress) and self.config.tls is not None:
+            address = TLSAddress(*address)  # of a socket that was given
         kind = DatagramServer if isinstance(address, UDPAddress) else StreamServer
         server = kind(address, self.config, self._attach, self._detach, self.log, callback, sock)
         self.server = server
@@ -295,7 +310,7 @@ class IPC:
                 client._engine.endpoints[client] = None
                 self._clients[id] = client
                 old = None
-            elif old._address == address:
+            elif str(old._address) == str(address):
                 client = old
             else:
                 raise ValueError(f'{old} is in use; disconnect it before you give its id to {address}')
@@ -327,7 +342,7 @@ class IPC:
         port = config.network_port if port is None else port
         if not 0 <= port <= 65535:
             raise ValueError(f'a port is a number from 0 to 65535, not {port!r}')
-        return TCPAddress(host or config.network_host, port)
+        return (TCPAddress if config.tls is None else TLSAddress)(host or config.network_host, port)
 
 
 def _given(sock: Any, *others: Any) -> Address:

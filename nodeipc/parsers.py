@@ -27,6 +27,9 @@ class Codec:
 
     __slots__ = ('encode',)
 
+    #: Whether only endpoints that are protected as the profile `assured` demands may use it.
+    is_assured = False
+
     #: Seconds from the first byte of a message to its last that a stream is given.
     message_timeout: Optional[float] = None
 
@@ -69,9 +72,10 @@ class _Fast(Codec):
 class _Guarded(_Fast):
     """The same with the rules of a profile."""
 
-    __slots__ = ('message_timeout',)
+    __slots__ = ('is_assured', 'message_timeout')
 
     def __init__(self, config: Config) -> None:
+        self.is_assured = config.parser == 'assured'
         rules = Rules(config)
         super().__init__(config, _GUARDED_MAX_MESSAGE_SIZE, rules.check, rules.decode)
         self.message_timeout = seconds(config.message_timeout or None)

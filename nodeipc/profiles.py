@@ -11,6 +11,9 @@ from .config import Config
 from .errors import ConfigError, ProtocolError
 from .wire import EVENT_NOT_ALLOWED, EVENT_TOO_LARGE, INVALID_EVENT, RESERVED_EVENT, Event, decode
 
+# Why `assured` refuses to serve or to connect: node-ipc 14's code.
+ASSURED_TRANSPORT = 'ERR_IPC_ASSURED_TRANSPORT'
+
 # What servers and clients publish themselves: a peer that could emit `disconnect` or `error` would lie to the handlers.
 # node-ipc 14's names, and `stop`, which only ours publish.
 RESERVED = frozenset(

@@ -8,13 +8,20 @@ from typing import Any, Callable
 
 from .config import Config, seconds
 from .engine import Endpoint
+from .errors import ConfigError
 from .events import Emitter
 from .log import logger
 from .parsers import make_parser
+from .profiles import ASSURED_TRANSPORT
 from .wire import NO_DATA
 
 Log = Callable[..., Any]
 Deliver = Callable[[str, Any], Any]
+
+
+def assured_needs_tls(who: object) -> ConfigError:
+    """Return what an endpoint on the network raises that is assured and not encrypted."""
+    return ConfigError(f"{who}: parser='assured' needs TLS on the network: set config.tls [{ASSURED_TRANSPORT}]")
 
 
 class Role(Emitter, Endpoint):

@@ -34,13 +34,15 @@ class Socket:
     `id` is free for the application (and set by ``config.identify_peer``), and so is the dict `context`.
     """
 
-    __slots__ = ('_context', '_server', '_strand', 'address', 'id', 'peer')
+    __slots__ = ('_context', '_server', '_strand', 'address', 'certificate', 'id', 'peer')
 
     def __init__(self, server: Server, engine: Engine, address: Any) -> None:
         #: Who the peer is: ``(host, port)``, or the path of the Unix socket it came by.
         self.address: Union[str, Tuple[str, int]] = address
         #: Unix: the peer's process, a `Peer` (pid, uid, gid), where the system tells; else None.
         self.peer: Optional[Peer] = None
+        #: TLS: the peer's certificate, if it showed one, verified, as `ssl.SSLSocket.getpeercert` gives it; else None.
+        self.certificate: Optional[Dict[str, Any]] = None
         self.id: Any = None
         self._context: Optional[Dict[Any, Any]] = None
         self._server = server
@@ -118,7 +120,7 @@ class Carrier(Protocol):
 
 
 class Server(Role):
-    """A server of Unix, TCP or UDP sockets, made by ``ipc.serve`` or ``ipc.serve_net``.
+    """A server of Unix, TCP (with ``config.tls`` encrypted) or UDP sockets, made by ``ipc.serve`` or ``ipc.serve_net``.
 
     Events: ``start`` (server), ``connect`` (socket), every type the peers emit (data, socket), ``data`` (bytes, socket) in
     raw mode, ``socket.disconnected`` (socket, its id or None), ``error`` (exception, socket or None), ``stop``.
@@ -198,7 +200,9 @@ class Server(Role):
         """Bind the address and listen.
 
         Raises OSError with the address in it: it is in use (a live server is never replaced, a dead one's socket file
-        is if ``config.unlink``), not permitted, too long, not a socket … Raises RuntimeError if the server is running.
+        is if ``config.unlink``), not permitted, too long, not a socket … Raises `ConfigError` for TLS without a key and a
+        certificate, or with files that do not fit, and for what ``parser='assured'`` does not allow; RuntimeError if the
+        server is running.
         The callback that was given to ``serve`` is called in this thread before anybody is accepted; if it raises,
         the server is not started. Accepting begins when the handlers of ``start`` have run.
         """

@@ -5,18 +5,36 @@ from __future__ import annotations
 import errno
 import logging
 import socket as socket_module
-from typing import Any, Callable, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
 
 from .acceptor import Acceptor
-from .address import KNOWS_PEERS, Listener, Peer, StreamAddress, TCPAddress, UnixAddress, adopt, listen, peer_of
+from .address import (
+    KNOWS_PEERS,
+    Listener,
+    Peer,
+    StreamAddress,
+    TCPAddress,
+    TLSAddress,
+    UnixAddress,
+    adopt,
+    listen,
+    peer_of,
+    readable,
+)
 from .config import seconds
 from .connection import Connection, Owner, log_level
 from .deadline import Deadline
 from .engine import Engine
-from .errors import ConfigError, NotConnectedError
+from .errors import ConfigError, NotConnectedError, retold
 from .log import logger
+from .role import assured_needs_tls
 from .server import Carrier, Server, Socket
 from .wire import NO_DATA, Payload
+
+if TYPE_CHECKING:  # imported by servers that have TLS
+    from ssl import SSLContext
+
+    from .tlsstream import Lobby, TLSStream
 
 
 class StreamSocket(Socket, Owner):
@@ -24,20 +42,22 @@ class StreamSocket(Socket, Owner):
 
     __slots__ = ('_connection', '_encode')
 
-    def __init__(self, server: StreamServer, sock: socket_module.socket, engine: Engine, address: Any) -> None:
+    def __init__(
+        self, server: StreamServer, sock: socket_module.socket, engine: Engine, address: Any, tls: Optional[TLSStream]
+    ) -> None:
         super().__init__(server, engine, address)
         self.peer = peer_of(sock)
+        self.certificate = None if tls is None else tls.certificate
         self._encode = server._encode
-        config = server._config
         self._connection = Connection(
             sock,
-            f'a client of {server}' if isinstance(address, str) else f'{address[0]}:{address[1]}, a client of {server}',
+            f'a client of {server}' if isinstance(address, str) else f'{readable(address)}, a client of {server}',
             self,
             engine.reactor,
             self._strand,
-            server._parser.decoder(),
-            config.max_pending_bytes,
-            config.stall_timeout / 1000,
+            server._parser,
+            server._config,
+            tls,
         )
 
     @property
@@ -100,6 +120,10 @@ class StreamServer(Server):
         self._accept_errors = _Tally(self, self._accept_error, logging.ERROR)
         self._refused = _Tally(self, self._refusal)
         self._strangers = _Tally(self, self._stranger)
+        self._failed_handshakes = _Tally(self, self._failed_handshake)
+        # Of a server that has TLS, made for each run.
+        self._context: Optional[SSLContext] = None
+        self._lobby: Optional[Lobby] = None
 
     def emit(self, socket: Any, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
         if not isinstance(socket, StreamSocket):
@@ -109,10 +133,10 @@ class StreamServer(Server):
     def broadcast(self, type: Payload, data: Any = NO_DATA) -> None:
         frame = self._encode(type, data)
         connections = [socket._connection for socket in self._clients()]
-        full = [(connection, connection.bytes_out) for connection in connections if connection.queue(frame)]
+        full = [(connection, connection.progress) for connection in connections if connection.queue(frame)]
         stall = Deadline(seconds(self._config.stall_timeout))  # of all at once: N that are stuck cost one timeout
-        for connection, bytes_out in full:
-            connection.wait_for_room(bytes_out, stall)
+        for connection, progress in full:
+            connection.wait_for_room(progress, stall)
 
     def _clients(self) -> List[StreamSocket]:
         with self._lock:
@@ -124,9 +148,24 @@ class StreamServer(Server):
     def _bind(self) -> Listener:
         if self._config.allowed_uids is not None and isinstance(self._asked, UnixAddress) and not KNOWS_PEERS:
             raise ConfigError(f'{self}: this system does not tell who connects, so config.allowed_uids cannot be kept')
-        return listen(self._asked, self._config) if self._given is None else adopt(self._given)
+        config = self._config
+        if isinstance(self._asked, TLSAddress):
+            from .tls import server_context
+
+            assert config.tls is not None
+            self._context = server_context(config.tls, str(self), self._parser.is_assured)
+        elif self._parser.is_assured and isinstance(self._asked, TCPAddress):
+            raise assured_needs_tls(self)
+        return listen(self._asked, config) if self._given is None else adopt(self._given)
 
     def _open(self, bound: Listener, engine: Engine) -> Acceptor:
+        if self._context is not None:
+            from .tlsstream import Lobby
+
+            timeout = self._config.connect_timeout / 1000
+            self._lobby = Lobby(self._context, engine.reactor, timeout, self._admitted, self._handshake_failed)
+            assert isinstance(bound.address, TCPAddress)
+            bound = bound._replace(address=TLSAddress(*bound.address))
         return Acceptor(bound, engine.reactor, self._accepted, self._accept_failed)
 
     # Reactor thread
@@ -136,6 +175,8 @@ class StreamServer(Server):
             return
         self._door.stop()
         self._door = None
+        if self._lobby is not None:
+            self._lobby.close()
         for socket in self._clients():
             socket._stop()
 
@@ -147,18 +188,23 @@ class StreamServer(Server):
                 socket._connection.abort(error)
 
     def _accepted(self, sock: socket_module.socket, address: Any) -> None:
-        # Those count that are gone and whose events are still being handled: they use as much memory.
-        if len(self._unfinished) >= self._config.max_connections:
+        if self._is_full():
             sock.close()
             self._refused.add()
             return
         try:
-            if self._is_welcome(sock):
-                self._admit(sock, address)
-            else:
+            if not self._is_welcome(sock):
                 sock.close()
+            elif self._lobby is not None:
+                self._lobby.enter(sock, address)
+            else:
+                self._admit(sock, address)
         except OSError:  # gone already, before anybody heard of it
             sock.close()
+
+    def _is_full(self) -> bool:
+        # Those count that are gone and whose events are still being handled: they use as much memory.
+        return len(self._unfinished) >= self._config.max_connections
 
     def _is_welcome(self, sock: socket_module.socket) -> bool:
         """Whether its user may connect, by the kernel's word."""
@@ -174,14 +220,27 @@ class StreamServer(Server):
     def _accept_failed(self, error: OSError) -> None:
         self._accept_errors.add(error)
 
-    def _admit(self, sock: socket_module.socket, address: Any) -> None:
+    def _handshake_failed(self, error: OSError, address: Any) -> None:
+        self._failed_handshakes.add((error, address))
+
+    def _admitted(self, sock: socket_module.socket, address: Any, tls: TLSStream) -> None:
+        if self._is_full():  # others were faster
+            sock.close()
+            self._refused.add()
+            return
+        try:
+            self._admit(sock, address, tls)
+        except OSError:
+            sock.close()
+
+    def _admit(self, sock: socket_module.socket, address: Any, tls: Optional[TLSStream] = None) -> None:
         assert self._engine is not None
         if isinstance(self._where, TCPAddress):
             sock.setsockopt(socket_module.IPPROTO_TCP, socket_module.TCP_NODELAY, 1)
             where: Any = (address[0], address[1])
         else:
             where = self._where.path
-        socket = StreamSocket(self, sock, self._engine, where)
+        socket = StreamSocket(self, sock, self._engine, where, tls)
         self._joined(socket, socket)
         socket._connection.start()
 
@@ -202,6 +261,13 @@ class StreamServer(Server):
         who = f'{"" if count == 1 else "the last "}of user {peer.uid}, pid {peer.pid}'
         why = f'{_connections(count)} refused, {who}, who is not in config.allowed_uids'
         return PermissionError(errno.EPERM, f'{self}: {why}')
+
+    def _failed_handshake(self, count: int, last: Tuple[OSError, Any]) -> OSError:
+        error, address = last
+        what = f'the TLS handshake with {readable(address)} failed'
+        if count > 1:
+            what = f'{count} TLS handshakes failed; the last, with {readable(address)}'
+        return retold(error, f'{self}: {what}: {error.strerror}')
 
 
 class _Tally:

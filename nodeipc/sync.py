@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Iterator, Optional, Set
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterator, Optional, Set
 
 from .client import Client
 from .connection import Connection
@@ -20,6 +20,9 @@ from .deadline import NEVER, Deadline
 from .errors import EmitTimeout, NotConnectedError
 from .reactor import Timer
 from .reentry import has_interrupted_us
+
+if TYPE_CHECKING:  # imported by clients that have TLS
+    from .tlsstream import TLSStream
 
 
 class _Turn:
@@ -321,8 +324,8 @@ class SyncClient(Client):
         if self._patience is not None:
             self._patience.cancel()  # or it would keep the client in memory
 
-    def _connected(self, sock: socket.socket) -> None:
-        super()._connected(sock)
+    def _connected(self, sock: socket.socket, tls: Optional[TLSStream]) -> None:
+        super()._connected(sock, tls)
         with self._lock:
             self._grant()
 

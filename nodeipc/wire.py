@@ -36,8 +36,8 @@ FRAME_TOO_LARGE = 'ERR_IPC_FRAME_TOO_LARGE'
 MESSAGE_TIMEOUT = 'ERR_IPC_MESSAGE_TIMEOUT'
 BACKPRESSURE = 'ERR_IPC_BACKPRESSURE'
 
-# What TLS begins with: the type of a handshake record and the major version, RFC 8446, 5.1. No JSON text begins so.
-_TLS_HANDSHAKE = b'\x16\x03'
+# What TLS begins with: a record of type handshake, or alert, and the major version, RFC 8446, 5.1. No JSON text begins so.
+_TLS_RECORDS = (b'\x16\x03', b'\x15\x03')
 
 # Event names are few and repeat, so their encoded prefixes are kept; a program that makes names up as it goes must not
 # grow the cache without bound.
@@ -300,7 +300,7 @@ class Decoder:
             self._check_size(len(frame))
             yield self._decode(frame)
         if rest:
-            if rest.startswith(_TLS_HANDSHAKE):
+            if rest.startswith(_TLS_RECORDS):
                 raise ProtocolError(
                     INVALID_MESSAGE,
                     'the other end speaks TLS and this end does not; set config.tls on both sides, or on neither',

@@ -1,0 +1,370 @@
+"""TLS over a connected socket: a stream that sends and receives as a plain socket does, and the handshake before it.
+
+Connections write to a `TLSStream` and read from it on the same path as TCP; the bytes pass through OpenSSL in between, by
+way of memory, so that it never touches a socket. Handshakes are states of the reactor: nothing waits for a peer.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import threading
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+
+from .errors import retold
+from .reactor import READ, WRITE, Owned, Reactor, Timer
+from .tls import BROKEN_VERSIONS, explained
+
+# The plain bytes of one record, RFC 8446, 5.1.
+_RECORD_BYTES = 16 << 10
+
+# Encrypted at a time, before it is given to the socket: a few records, for fewer calls.
+_SLICE_BYTES = 64 << 10
+
+# What one call of `send` takes at most, because its caller holds a lock.
+_SEND_BYTES = 256 << 10
+
+_RECEIVE_BYTES = 64 << 10
+
+# What the protocol itself may have to say (alerts, new keys) to a peer that does not read.
+_MAX_UNSENT_BYTES = 256 << 10
+
+# Handshakes of one server at a time. A new one takes the place of the oldest, so that peers who connect and say nothing,
+# however many, keep out nobody who speaks.
+_MAX_HANDSHAKES = 128
+
+_NO_SIGPIPE = getattr(socket, 'MSG_NOSIGNAL', 0)
+
+Block = Union[bytes, bytearray, memoryview]
+
+
+class TLSStream:
+    """A TLS connection over `sock`, which is connected and non-blocking.
+
+    `send` and `recv` are those of a non-blocking socket, and raise OSError in words that a person understands. Any thread
+    may send, the reactor's alone receives.
+    """
+
+    __slots__ = (
+        '_ended', '_failure', '_in_use', '_incoming', '_lock', '_outgoing', '_peer', '_said_goodbye', '_sock', '_taken',
+        '_tls', '_unsent', '_waits_for_peer', 'bytes_out',
+    )
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: Optional[str] = None) -> None:
+        """`server_name` is None at a server's end. Raises ValueError or ssl.SSLError for one that cannot be."""
+        self._sock = sock
+        self._peer = 'the client' if server_name is None else 'the server'
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_name is None, server_name)
+
+        # Guards all below and the TLS object itself, which is not for two threads, and each write to the socket. Held while
+        # some records are encrypted or decrypted and for non-blocking calls; innermost. Re-entrant, because __del__ and
+        # signal handlers may interrupt its holder: they find _in_use.
+        self._lock = threading.RLock()
+        self._in_use = False
+        self._unsent: Block = b''  # encrypted, and not taken by the socket yet
+        self._taken = 0  # plain bytes that are encrypted in _unsent, and that send() has not told of
+        self._waits_for_peer = False  # nothing can be encrypted before something is received: a renegotiation
+        self._said_goodbye = False
+        self.bytes_out = 0  # encrypted bytes that the socket took
+
+        # The reactor thread's own.
+        self._ended = False
+        self._failure: Optional[OSError] = None
+
+    # Reactor thread
+
+    def handshake(self) -> bool:
+        """Go on with the handshake as far as possible; True when it is done. Raises OSError."""
+        with self._lock:
+            try:
+                self._receive(_RECEIVE_BYTES)
+                self._tls.do_handshake()
+                version = self._tls.version()
+                if version in BROKEN_VERSIONS:  # by leave of the application's own context
+                    raise OSError(errno.EPROTO, f'{self._peer} speaks {version}, which is broken; TLS 1.2 is needed')
+            except ssl.SSLWantReadError:
+                self._write()
+                return False
+            except ssl.SSLError as error:
+                self._try_to_write()  # the alert, so that the other end learns why
+                raise explained(error, self._peer) from error
+            except ConnectionError as error:
+                raise retold(error, f'{error.strerror} during the TLS handshake; does {self._peer} speak TLS?') from None
+            self._write()
+            return True
+
+    @property
+    def certificate(self) -> Optional[Dict[str, Any]]:
+        """The peer's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without a verified one."""
+        return self._tls.getpeercert() or None
+
+    @property
+    def wants_to_write(self) -> bool:
+        """Whether something waits until the socket takes more."""
+        return bool(self._unsent)
+
+    @property
+    def can_encrypt(self) -> bool:
+        """Whether `send` takes more when the socket does, and not only when something was received."""
+        return not self._waits_for_peer
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `recv` has something to tell without the socket: the end."""
+        return self._ended or self._failure is not None
+
+    def recv(self, size: int) -> bytes:
+        """Return what can be decrypted, having read up to `size` bytes of the socket; empty: the end.
+
+        That is the peer's close_notify or, because node-ipc sends none, the end of the connection between two records.
+        Raises BlockingIOError if there is nothing yet, and OSError.
+        """
+        with self._lock:
+            if self._said_goodbye:
+                return self._sock.recv(size)  # nobody will read it
+            if not self.has_more:
+                self._in_use = True
+                try:
+                    self._receive(size)
+                    parts = self._decrypt()
+                    self._waits_for_peer = False
+                    self._try_to_write()  # what the protocol answers
+                finally:
+                    self._in_use = False
+                if parts:
+                    return parts[0] if len(parts) == 1 else b''.join(parts)
+            if self._failure is not None:
+                raise self._failure
+            if self._ended:
+                return b''
+            raise BlockingIOError
+
+    def flush(self) -> bool:
+        """Write what is encrypted; False if some of it has to wait. Raises OSError."""
+        with self._lock:
+            return self._write()
+
+    def say_goodbye(self) -> bool:
+        """Tell the peer that nothing follows; False if that has to wait until the socket takes it. Raises OSError."""
+        with self._lock:
+            if not self._said_goodbye:
+                self._said_goodbye = True
+                try:
+                    self._tls.unwrap()
+                except ssl.SSLError:
+                    pass  # it has written the close_notify and wants the peer's, or there is nobody to tell
+            return self._write()
+
+    # Any thread
+
+    def send(self, data: Block, flags: int = 0) -> int:
+        """Encrypt and write some of `data`; return how many bytes of it the socket has taken.
+
+        Raises BlockingIOError if it has taken none, and then the next call has to begin with the same bytes; and OSError.
+        """
+        with self._lock:
+            if self._in_use:
+                raise BlockingIOError  # we have interrupted it
+            self._in_use = True
+            try:
+                sent = self._encrypt(data) if self._write() else 0
+            except ssl.SSLError as error:
+                raise explained(error, self._peer) from error
+            finally:
+                self._in_use = False
+            if not sent:
+                raise BlockingIOError
+            return sent
+
+    # With the lock held
+
+    def _encrypt(self, data: Block) -> int:
+        sent, self._taken = self._taken, 0
+        size = min(len(data), _SEND_BYTES)
+        try:
+            while sent < size:
+                taken = self._tls.write(data[sent:sent + _SLICE_BYTES])
+                if not self._write():
+                    self._taken = taken  # until all of it is written, and this is called again
+                    break
+                sent += taken
+        except ssl.SSLWantReadError:
+            self._waits_for_peer = True
+        return sent
+
+    def _receive(self, size: int) -> None:
+        """Have what the socket has for us decrypted next."""
+        try:
+            chunk = self._sock.recv(size)
+        except (BlockingIOError, InterruptedError):
+            return
+        if chunk:
+            self._incoming.write(chunk)
+        else:
+            self._incoming.write_eof()
+
+    def _decrypt(self) -> List[bytes]:
+        parts = []
+        try:
+            while True:
+                part = self._tls.read(_RECORD_BYTES)
+                if not part:
+                    self._ended = True
+                    break
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            pass
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            self._ended = True
+        except ssl.SSLError as error:
+            if 'UNEXPECTED_EOF' in (error.reason or ''):
+                self._ended = True
+            else:
+                self._failure = explained(error, self._peer)
+        return parts
+
+    def _write(self) -> bool:
+        unsent: Block = self._unsent
+        if self._outgoing.pending:
+            new = self._outgoing.read()
+            unsent = b''.join((unsent, new)) if unsent else new
+            self._unsent = unsent
+        while unsent:
+            try:
+                count = self._sock.send(unsent, _NO_SIGPIPE)
+            except (BlockingIOError, InterruptedError):
+                if len(unsent) > _MAX_UNSENT_BYTES:
+                    raise OSError(errno.ENOBUFS, f'{self._peer} asks for ever more and reads nothing') from None
+                return False
+            self.bytes_out += count
+            unsent = self._unsent = memoryview(unsent)[count:] if count < len(unsent) else b''
+        return True
+
+    def _try_to_write(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                raise
+            # Else whoever sends or receives next will hear of it.
+
+
+class Handshake(Owned):
+    """A handshake on a reactor: `done` gets the stream, or `failed` the error when the socket is closed.
+
+    `make` makes the stream when it is needed: with `speak_first` at once, else when the peer has said something. For the
+    reactor thread.
+    """
+
+    __slots__ = ('_done', '_failed', '_make', '_reactor', '_sock', '_stream', '_watched')
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        make: Callable[[], TLSStream],
+        reactor: Reactor,
+        done: Callable[[TLSStream], Any],
+        failed: Callable[[OSError], Any],
+    ) -> None:
+        self._sock = sock
+        self._make = make
+        self._stream: Optional[TLSStream] = None
+        self._reactor = reactor
+        self._done = done
+        self._failed = failed
+        self._watched = 0
+
+    def start(self, speak_first: bool) -> None:
+        """Begin."""
+        self._reactor.owned.add(self)
+        if speak_first:
+            self._step(0)
+        else:
+            self._watch(READ)
+
+    def cancel(self) -> None:
+        """Give up, silently, and close the socket."""
+        self._finish()
+        self._sock.close()
+
+    def fail(self, error: OSError) -> None:
+        """Give up, and close the socket."""
+        self.cancel()
+        self._failed(error)
+
+    def abandon(self) -> None:
+        self._sock.close()
+
+    def _step(self, mask: int) -> None:
+        try:
+            if self._stream is None:
+                self._stream = self._make()
+            done = self._stream.handshake()
+        except (OSError, ValueError) as error:
+            self.fail(error if isinstance(error, OSError) else OSError(errno.EPROTO, str(error)))
+            return
+        if done:
+            self._finish()
+            self._done(self._stream)
+        else:
+            self._watch(READ | (WRITE if self._stream.wants_to_write else 0))
+
+    def _watch(self, wanted: int) -> None:
+        self._reactor.watch(self._sock, self._watched, wanted, self._step)
+        self._watched = wanted
+
+    def _finish(self) -> None:
+        self._watch(0)
+        self._reactor.owned.discard(self)
+
+
+class Lobby:
+    """Clients of a server that are shaking hands, each for `timeout` seconds at most, and not too many at a time.
+
+    `admitted` gets each socket with its address and its stream, `refused` the error and the address. Reactor thread.
+    """
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        reactor: Reactor,
+        timeout: float,
+        admitted: Callable[[socket.socket, Any, TLSStream], Any],
+        refused: Callable[[OSError, Any], Any],
+    ) -> None:
+        self._context = context
+        self._reactor = reactor
+        self._timeout = timeout
+        self._admitted = admitted
+        self._refused = refused
+        self._guests: Dict[Handshake, Tuple[Any, Timer]] = {}  # with their addresses, the oldest first
+
+    def enter(self, sock: socket.socket, address: Any) -> None:
+        """Shake hands with whoever has connected."""
+        guest = Handshake(
+            sock,
+            lambda: TLSStream(sock, self._context),
+            self._reactor,
+            lambda stream: self._admitted(sock, self._leave(guest), stream),
+            lambda error: self._refused(error, self._leave(guest)),
+        )
+        late = OSError(errno.ETIMEDOUT, f'it took longer than {self._timeout} s (config.connect_timeout)')
+        self._guests[guest] = address, self._reactor.call_later(self._timeout, lambda: guest.fail(late))
+        guest.start(speak_first=False)
+        if len(self._guests) > _MAX_HANDSHAKES:
+            why = f'{_MAX_HANDSHAKES} others have begun since, and it was not done'
+            next(iter(self._guests)).fail(OSError(errno.EBUSY, why))
+
+    def close(self) -> None:
+        """Send everybody away."""
+        for guest in list(self._guests):
+            guest.cancel()
+            self._leave(guest)
+
+    def _leave(self, guest: Handshake) -> Any:
+        address, timer = self._guests.pop(guest)
+        timer.cancel()
+        return address
