@@ -13,6 +13,8 @@ import pytest
 
 import nodeipc
 
+from .certificates import Certificates
+
 _SECONDS = 20.0
 
 # Started in the background (make test &, nohup make test), we and our children would ignore signals that tests send.
@@ -92,6 +94,15 @@ def make() -> Iterator[Callable[..., nodeipc.IPC]]:
     yield make_instance
     for instance in reversed(made):
         instance.close(10)
+
+
+@pytest.fixture(scope='session')
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Keys and certificates of this run."""
+    try:
+        return Certificates(tmp_path_factory.mktemp('certificates'))
+    except LookupError as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.fixture(params=['unix', 'tcp'])
