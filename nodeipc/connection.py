@@ -79,10 +79,11 @@ class Connection(Owned):
     """A connected stream socket. `name` is what error messages call the other end, `tls` what it is encrypted with."""
 
     __slots__ = (
-        '_closing', '_decoder', '_discard', '_ended', '_frame_began', '_frame_timer', '_half_closed', '_lock',
-        '_max_pending', '_message_timeout', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor', '_reading',
-        '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_strand', '_timer', '_tls', '_undelivered', '_watched',
-        '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
+        '_closing', '_cuts_stalled', '_decoder', '_discard', '_ended', '_frame_began', '_frame_timer', '_half_closed',
+        '_lock', '_max_pending', '_message_timeout', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor',
+        '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_strand', '_timer', '_tls',
+        '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out',
+        'name',
     )
 
     def __init__(
@@ -106,6 +107,7 @@ class Connection(Owned):
         self._strand = strand
         self._decoder = codec.decoder()
         self._message_timeout = codec.message_timeout
+        self._cuts_stalled = codec.cuts_stalled
         self._max_pending = config.max_pending_bytes
         self._stall = config.stall_timeout / 1000
 
@@ -164,7 +166,7 @@ class Connection(Owned):
         not any more: then nothing of the frame will arrive as a message.
         """
         with self._lock:
-            if self._pending > self._max_pending and self._open and not self._wait(self._has_room, timeout):
+            if self._pending > self._max_pending and self._open and not self._wait_to_send(timeout):
                 raise EmitTimeout(
                     f'{self.name} takes no more: {self._pending} bytes are waiting to be written and no room came within '
                     f'{timeout} s; emit less, wait longer, or raise config.max_pending_bytes'
@@ -287,6 +289,21 @@ class Connection(Owned):
 
     def _has_room(self) -> bool:
         return self._pending <= self._max_pending or not self._open
+
+    def _wait_to_send(self, timeout: Optional[float]) -> bool:
+        if not self._cuts_stalled:
+            return self._wait(self._has_room, timeout)
+        deadline = Deadline(timeout)
+        while True:
+            before, stall = self.progress, Deadline(self._stall)
+            if self._wait(self._has_room, deadline.sooner(stall).remaining):
+                return True
+            if not stall.remaining and self.progress == before:
+                self._open = False
+                self._reactor.call(self.abort, self._stalled())
+                return True
+            if deadline.timeout is not None and not deadline.remaining:
+                return False
 
     def _is_flushed(self) -> bool:
         return not self._pending or self.closed or self._send_error is not None

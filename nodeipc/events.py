@@ -6,6 +6,7 @@ calls the handlers that were registered when it began. Nothing here knows where 
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any, Callable, Dict, Optional, Tuple, TypeVar, overload
 
@@ -175,9 +176,22 @@ class Emitter:
         except BaseException as error:  # SystemExit too: a handler does not end the thread it is lent
             if event == ANY:
                 event, arguments = arguments[0], arguments[1:]
-            logger.error('%s: the handler %r of event %r raised', self, registration.function, event, exc_info=error)
+            expected = self._is_expected(error, arguments)
+            logger.log(
+                logging.INFO if expected else logging.ERROR,
+                '%s: the handler %r of event %r raised%s',
+                self,
+                registration.function,
+                event,
+                f': {error}' if expected else '',
+                exc_info=None if expected else error,
+            )
             if event != 'error':  # or a failing error handler would go round for ever
                 self._report_handler_error(error, arguments)
+
+    def _is_expected(self, error: BaseException, arguments: Tuple[Any, ...]) -> bool:
+        """Whether an error of a handler that was called with `arguments` is worth a line of the log, and no traceback."""
+        return False
 
     def _report_handler_error(self, error: BaseException, arguments: Tuple[Any, ...]) -> None:
         """Publish an `error` event for a handler that raised when called with `arguments`."""

@@ -30,6 +30,9 @@ class Codec:
     #: Whether only endpoints that are protected as the profile `assured` demands may use it.
     is_assured = False
 
+    #: Whether a peer that takes nothing for the stall timeout, while an emit waits for room, is cut off.
+    cuts_stalled = False
+
     #: Seconds from the first byte of a message to its last that a stream is given.
     message_timeout: Optional[float] = None
 
@@ -73,6 +76,8 @@ class _Guarded(_Fast):
     """The same with the rules of a profile."""
 
     __slots__ = ('is_assured', 'message_timeout')
+
+    cuts_stalled = True
 
     def __init__(self, config: Config) -> None:
         self.is_assured = config.parser == 'assured'

@@ -73,6 +73,8 @@ class Reactor:
         self._cancelled = 0
         self._stopping = False
         self.owned: Set[Owned] = set()
+        #: Calls what waits, in threads other than the reactor's. Workers replace it.
+        self.wait: Callable[[Callable[[], bool]], bool] = _call
         self._ident: Optional[int] = None  # of the thread, while it runs: the system reuses them
         self._thread = threading.Thread(target=self._run, name='nodeipc-reactor', daemon=True)
 
@@ -133,7 +135,10 @@ class Reactor:
         That is what lets a handler block with ``workers = 0``. Other handlers do not run meanwhile.
         """
         if not self.in_thread:
-            return bool(condition.wait_for(predicate, None if timeout is None else min(timeout, threading.TIMEOUT_MAX)))
+            if predicate():
+                return True
+            limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+            return self.wait(lambda: bool(condition.wait_for(predicate, limit)))
         deadline = None if timeout is None else time.monotonic() + timeout
         while not predicate():
             if deadline is not None and time.monotonic() >= deadline:
@@ -231,3 +236,7 @@ class Reactor:
         self._selector.close()
         self._wake_in.close()
         self._wake_out.close()
+
+
+def _call(wait: Callable[[], bool]) -> bool:
+    return wait()

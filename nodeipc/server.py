@@ -16,7 +16,7 @@ from .config import Config
 from .deadline import NEVER, Deadline
 from .definitions import Definitions
 from .engine import Engine
-from .errors import EmitTimeout
+from .errors import EmitTimeout, NotConnectedError
 from .events import Handler, call_back, max_positional
 from .reentry import calls_out, has_interrupted_us
 from .role import Log, Role
@@ -459,8 +459,17 @@ class Server(Role):
             self._state = 'stopped'
             self._changed.notify_all()
 
+    def _is_expected(self, error: BaseException, arguments: Tuple[Any, ...]) -> bool:
+        """Peers that ask and are gone when they are answered must not fill the log with tracebacks."""
+        socket = _socket_in(arguments)
+        return isinstance(error, NotConnectedError) and socket is not None and not socket.connected
+
     def _report_handler_error(self, error: BaseException, arguments: Tuple[Any, ...]) -> None:
-        self._report(error, next((argument for argument in arguments if isinstance(argument, Socket)), None))
+        self._report(error, _socket_in(arguments))
+
+
+def _socket_in(arguments: Tuple[Any, ...]) -> Optional[Socket]:
+    return next((argument for argument in arguments if isinstance(argument, Socket)), None)
 
 
 def _count(stats: Dict[str, int], carrier: Carrier) -> None:

@@ -24,6 +24,9 @@ _TURN_SECONDS = 0.01
 # read, little enough for a thousand connections that are all behind.
 _HIGH_WATER_BYTES = 256 << 10
 
+# Threads beyond the limit, at most, that take the places of handlers who wait.
+_MAX_STAND_INS = 256
+
 _here = threading.local()
 
 
@@ -31,11 +34,16 @@ class Workers:
     """Threads that run strands, started as needed. With a limit of 0 the reactor thread runs them.
 
     A strand is handed to the thread that became idle last, so that few threads do the work while there is little of it.
+    A handler that waits, for a peer that does not read for one, gives its place to another meanwhile: or as many such
+    peers as there are threads would keep everybody else from being served. Not with a limit of 1, which promises that
+    handlers run one by one.
     """
 
     def __init__(self, limit: int, reactor: Reactor) -> None:
         self._limit = limit
+        self._max_limit = limit + _MAX_STAND_INS if limit > 1 else limit
         self._reactor = reactor
+        reactor.wait = self._wait
         # Guards all below. Innermost: while it is held, threads are started and woken, and nothing else is called.
         self._lock = threading.Lock()
         self._threads: List[threading.Thread] = []
@@ -76,6 +84,24 @@ class Workers:
         for thread in threads:
             thread.join(deadline.remaining)
 
+    def _wait(self, wait: Callable[[], bool]) -> bool:
+        """Call `wait` and return what it does; if the caller is a thread of ours, another works in its place meanwhile."""
+        if getattr(_here, 'workers', None) is not self:
+            return wait()
+        with self._lock:
+            gives = self._limit < self._max_limit
+            self._limit += gives
+            wanted = gives and self._queue
+        if wanted:
+            self._reactor.call(self._grow)  # there, because the caller holds a lock
+        try:
+            return wait()
+        finally:
+            with self._lock:
+                self._limit -= gives
+                if self._idle and len(self._threads) > self._limit:
+                    self._idle.pop(0).wake.release()  # to find that it is one too many
+
     def _grow(self) -> None:
         """Start a thread for what waits in the queue, if there may be one more."""
         failure = None
@@ -109,6 +135,9 @@ class Workers:
         seat = _Seat()
         while True:
             with self._lock:
+                if len(self._threads) > self._limit and not self._closed:  # whose place it took is back
+                    self._threads.remove(threading.current_thread())
+                    return
                 if self._queue:
                     strand: Optional[Strand] = self._queue.popleft()
                     self.waiting -= 1
@@ -120,7 +149,7 @@ class Workers:
             if strand is None:
                 seat.wake.acquire()
                 strand, seat.strand = seat.strand, None
-            if strand is not None:  # else woken by close()
+            if strand is not None:  # else woken to end
                 strand.run()
             del strand  # or an idle thread would keep a closed connection alive
 

@@ -78,11 +78,12 @@ class Certificates:
         (self._directory / f'{name}.ext').write_text('' if name == 'client' else f'{extension}\n')
         self._run('req', *key, '-subj', f'/CN={name}', '-out', f'{name}.csr')
         signed = ['-CA', f'{ca}.pem', '-CAkey', f'{ca}.key', '-set_serial', str(abs(hash(name)))]
-        days = '-1' if name == 'expired' else '2'
-        self._run('x509', '-req', '-in', f'{name}.csr', *signed, '-days', days, '-extfile', f'{name}.ext', '-out', f'{name}.pem')
+        signed += ['-days', '-1' if name == 'expired' else '2', '-extfile', f'{name}.ext']
+        self._run('x509', '-req', '-in', f'{name}.csr', *signed, '-out', f'{name}.pem')
 
     def _run(self, *arguments: str) -> None:
+        command = [self._openssl, *arguments]
         done = subprocess.run(
-            [self._openssl, *arguments], cwd=str(self._directory), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60
+            command, cwd=str(self._directory), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60
         )
         assert done.returncode == 0, done.stdout.decode(errors='replace')
