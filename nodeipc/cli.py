@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         'demo',
         help='show a server and a client talking',
-        description='Start a server process and a client process, over a Unix socket, TCP and UDP, and show what '
+        description='Start a server process and a client process, over a Unix socket, TCP, TLS and UDP, and show what '
         'they say to each other and how long a round trip takes.',
     )
     demo.set_defaults(run=_demo)

@@ -396,7 +396,9 @@ class Connection(Owned):
 
     def _wants_to_write(self) -> bool:
         tls = self._tls
-        return bool(self._outbox) if tls is None else tls.wants_to_write or (bool(self._outbox) and tls.can_encrypt)
+        if tls is None or self._send_error is not None:
+            return bool(self._outbox)
+        return tls.wants_to_write or (bool(self._outbox) and tls.can_encrypt)
 
     def _ready(self, mask: int) -> None:
         if mask & WRITE and not self.closed:

@@ -1,4 +1,4 @@
-"""``python3 -m nodeipc demo``: two processes talk, over a Unix socket, then over TCP, and then over UDP.
+"""``python3 -m nodeipc demo``: two processes talk, over a Unix socket, TCP, TLS and UDP.
 
 The calling process is the stage: it starts the two, shows what they say as they say it, and ends them. It has no thread,
 and it leaves no process and no file behind when it is interrupted, terminated or fails. `_world` and `_hello`, at the
@@ -34,6 +34,9 @@ _STEP_SECONDS = 15.0
 _RETRY_MILLISECONDS = 200
 
 _PINGS = 1000
+
+# What the certificates are for.
+_NAMES = 'subjectAltName=IP:127.0.0.1'
 
 _COMMAND = (sys.executable, '-m', 'nodeipc.demo')
 
@@ -72,16 +75,23 @@ def _play(stage: _Stage) -> None:
     stage.exit(hello)
     stage.exit(world)
 
-    tcp = _play_again(stage, 'tcp')
-    udp = _play_again(stage, 'udp')
+    took = {'the Unix socket': unix, 'TCP': _play_again(stage, 'tcp')}
+    try:
+        stage.make_certificates()
+    except _Failure as failure:
+        stage.say(f'TLS is left out: {failure}')
+    else:
+        took['TLS'] = _play_again(stage, 'tls')
+    took['UDP'] = _play_again(stage, 'udp')
     stage.say(
         'done: messages, replies, broadcasts and a reconnection between two processes; a round trip took '
-        f'{_micro(unix)} over the Unix socket, {_micro(tcp)} over TCP and {_micro(udp)} over UDP (medians of {_PINGS:,})'
+        f'{", ".join(f"{_micro(seconds)} over {way}" for way, seconds in took.items())} (medians of {_PINGS:,})'
     )
 
 
 def _play_again(stage: _Stage, transport: str) -> float:
-    stage.say(f'the same over {transport.upper()}')
+    more = ', each of the two showing a certificate that the other trusts' if transport == 'tls' else ''
+    stage.say(f'the same over {transport.upper()}{more}')
     world = stage.enter('world', transport)
     _, port = stage.wait_for(world, 'listening')
     hello = stage.enter('hello', transport, port)
@@ -141,6 +151,19 @@ class _Stage:
     def say(self, text: str) -> None:
         """Show a line of the stage's own."""
         _show('demo', text)
+
+    def make_certificates(self) -> None:
+        """Make a key and a certificate for each role, which the other will trust. Raises _Failure where that cannot be."""
+        for role in ('world', 'hello'):
+            own = ('-keyout', f'{role}.key', '-out', f'{role}.pem', '-subj', f'/CN={role}', '-addext', _NAMES)
+            command = ('openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '1', *own)
+            try:
+                done = subprocess.run(command, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                      stderr=subprocess.PIPE, timeout=_STEP_SECONDS)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise _Failure(f'certificates are made by the openssl command, which does not run here ({error})') from error
+            if done.returncode != 0:
+                raise _Failure(f'openssl makes no certificates: {done.stderr.decode(errors="replace").strip()}')
 
     def enter(self, role: str, transport: str, port: int = 0) -> _Player:
         """Start a process, for the Unix socket in the directory of the stage, or for world's port; 0: any that is free."""
@@ -284,6 +307,8 @@ def _world(ipc: IPC, transport: str, say: Say, tell: Tell) -> None:
         @server.on('connect')
         def connect(socket: Socket) -> None:
             who = f'pid {socket.peer.pid}' if socket.peer else _readable(socket.address)
+            if socket.certificate:
+                who += ', with the certificate of ' + socket.certificate['subject'][0][0][1]
             say(colors.good, 'heard a new peer :' if transport == 'udp' else 'a client connected :', who)
 
         @server.on('message')
@@ -302,7 +327,7 @@ def _world(ipc: IPC, transport: str, say: Say, tell: Tell) -> None:
 
     if transport == 'unix':
         server = ipc.serve(ready)
-    elif transport == 'tcp':
+    elif transport != 'udp':
         server = ipc.serve_net(ready)
     else:
         server = ipc.serve_net('udp4', ready)
@@ -362,7 +387,7 @@ def _hello(ipc: IPC, transport: str, say: Say, tell: Tell) -> None:
 
     if transport == 'unix':
         ipc.connect_to('world', ready)
-    elif transport == 'tcp':
+    elif transport != 'udp':
         ipc.connect_to_net('world', ready)
     else:
         ipc.serve_net(0, 'udp4', ready_udp).start()
@@ -385,6 +410,13 @@ def _main(role: str, directory: str, transport: str, port: str) -> None:
     ipc = IPC(id=role, retry=_RETRY_MILLISECONDS, log_in_color=True, logger=lambda line: tell('says', line))
     ipc.config.socket_root = os.path.join(directory, '')
     ipc.config.network_port = int(port)
+    if transport == 'tls':
+        other = 'hello' if role == 'world' else 'world'
+        ipc.config.tls = {
+            'private': os.path.join(directory, f'{role}.key'),
+            'public': os.path.join(directory, f'{role}.pem'),
+            'trusted_connections': os.path.join(directory, f'{other}.pem'),
+        }
     with ipc:
         {'world': _world, 'hello': _hello}[role](ipc, transport, say, tell)
         sys.stdin.read()

@@ -39,9 +39,10 @@ BACKPRESSURE = 'ERR_IPC_BACKPRESSURE'
 # What TLS begins with: a record of type handshake, or alert, and the major version, RFC 8446, 5.1. No JSON text begins so.
 _TLS_RECORDS = (b'\x16\x03', b'\x15\x03')
 
-# Event names are few and repeat, so their encoded prefixes are kept; a program that makes names up as it goes must not
-# grow the cache without bound.
+# Event names are few and repeat, so their encoded prefixes are kept; a program that makes names up as it goes, or answers
+# by the names that its peers make up, must not grow the cache without bound.
 _MAX_CACHED_PREFIXES = 512
+_MAX_CACHED_CHARACTERS = 512
 
 # Converting a decimal string to an int takes quadratic time. Newer interpreters refuse more digits than this by
 # themselves (sys.get_int_max_str_digits); for the others we do.
@@ -184,7 +185,7 @@ class Encoder:
             raise TypeError(f'an event type must be a str, not {type.__class__.__name__}: {type!r}')
         self._check(type)
         prefix = f'{{"type":{_to_json(type)},"data":'
-        if len(self._prefixes) < _MAX_CACHED_PREFIXES:
+        if len(self._prefixes) < _MAX_CACHED_PREFIXES and len(prefix) <= _MAX_CACHED_CHARACTERS:
             self._prefixes[type] = prefix
         return prefix
 
