@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple, overload
 
-from .address import StreamAddress, TCPAddress, TLSAddress, public
+from .address import StreamAddress, TCPAddress, TLSAddress, UnixAddress, public
 from .config import Config
 from .connection import Connection, Owner, log_level
 from .connector import Connector
@@ -25,6 +26,7 @@ from .log import logger
 from .reactor import Timer
 from .reentry import calls_out
 from .role import Log, Role, assured_needs_tls
+from .socketfile import check_assured_path
 from .wire import NO_DATA, Payload
 from .workers import Strand
 
@@ -237,12 +239,18 @@ class Client(Role, Owner):
         """Return what to connect with, if it is TLS. Raises ConfigError."""
         assured, settings = self._parser.is_assured, self._config.tls
         if isinstance(address, TLSAddress):
-            from .tls import client_context
+            from .tls import check_server_name, client_context, server_name
 
             assert settings is not None
-            return client_context(settings, f'client of {address}', assured)
+            context = client_context(settings, f'client of {address}', assured)
+            check_server_name(context, server_name(settings, address.host), f'client of {address}')
+            return context
         if assured and isinstance(address, TCPAddress):
             raise assured_needs_tls(f'client of {address}')
+        if assured and isinstance(address, UnixAddress):
+            check_assured_path(address.path, self._config)
+            if self._config.server_uid is None:
+                self._config.server_uid = os.geteuid()  # whose alone the socket root is
         return None
 
     def _start(self) -> None:
@@ -368,8 +376,6 @@ class Client(Role, Owner):
         connection.abort(error)
 
     def _connection_failed(self, connection: Connection, error: Exception) -> None:
-        if connection.was_turned_away(error):
-            self._failures = self._past_failures  # it never stood: the attempt has failed like those before
         self._last_error = error
         self._strand.post(self._report_failure, error)
 
@@ -381,6 +387,8 @@ class Client(Role, Owner):
             self._changed.notify_all()
             _add(self._past, connection)
         self._strand.post(self._announce, connection, False)
+        if connection.never_stood:
+            self._failures = self._past_failures  # the attempt has failed like those before
         if self._closing:
             self._destroy()
         else:

@@ -45,6 +45,9 @@ _BLOCK_BYTES = 64 << 10
 # What one turn of the reactor writes for one connection, and with its lock held.
 _FLUSH_BYTES = 1 << 20
 
+# By which a timer is late only if the reactor was kept from its work: by handlers of its own (workers = 0), for one.
+_LATE_SECONDS = 0.05
+
 _NO_SIGPIPE = getattr(socket, 'MSG_NOSIGNAL', 0)
 
 Block = Union[bytes, bytearray, memoryview]
@@ -80,10 +83,10 @@ class Connection(Owned):
 
     __slots__ = (
         '_closing', '_cuts_stalled', '_decoder', '_discard', '_ended', '_frame_began', '_frame_timer', '_half_closed',
-        '_lock', '_max_pending', '_message_timeout', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor',
-        '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_strand', '_timer', '_tls',
-        '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out',
-        'name',
+        '_lock', '_lost', '_max_pending', '_message_timeout', '_open', '_outbox', '_owner', '_peeked', '_pending',
+        '_reactor', '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_strand', '_timer',
+        '_tls', '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in',
+        'messages_out', 'name',
     )
 
     def __init__(
@@ -133,6 +136,7 @@ class Connection(Owned):
         self._reading = False
         self._discard = False
         self._ended = False  # the peer's end was read
+        self._lost = False  # or an error in its place
         self._closing = False
         self._half_closed = False
         self._watched = 0
@@ -200,9 +204,10 @@ class Connection(Owned):
             if self._pending:
                 raise NotConnectedError(f'the connection to {self.name} was lost with {self._pending} bytes not written')
 
-    def was_turned_away(self, error: Exception) -> bool:
-        """Whether `error` is the server's refusal of our certificate, of which TLS 1.3 tells after the handshake."""
-        return self._tls is not None and not self.bytes_in and 'ALERT' in (getattr(error, 'reason', None) or '')
+    @property
+    def never_stood(self) -> bool:
+        """Whether it broke before anything came: so TLS 1.3 refuses our certificate, after our end of the handshake."""
+        return self._tls is not None and not self.bytes_in and (self._send_error is not None or self._lost)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have a method of this connection called on its reactor thread."""
@@ -216,8 +221,12 @@ class Connection(Owned):
         self._strand.on_drained = self._drained
         self._reading = not self._strand.is_full  # a client's strand may be behind with what an earlier connection brought
         self._update()
-        if self._tls is not None:
-            self._read()  # what came with the end of the handshake; the socket will not tell of it again
+        self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """TLS: read what came with the end of the handshake, of which the socket will not tell again."""
+        if self._reading and self._tls is not None:
+            self._read()
 
     def stop_reading(self) -> None:
         """Read no more until the goodbye."""
@@ -459,8 +468,10 @@ class Connection(Owned):
             self._after_reading()
             return
         except OSError as error:
-            # Not worth an error event of its own when we were leaving anyway, or when it is how we learn of the end.
-            if self._discard or not self._open:
+            # Not worth an error event of its own when we were leaving anyway, or when it is how we learn of the end. But an
+            # alert says why.
+            self._lost = True
+            if self._discard or not (self._open or getattr(error, 'reason', None)):
                 self.abort()
             else:
                 self.abort(retold(error, f'the connection to {self.name} was lost: {error.strerror}'))
@@ -521,8 +532,11 @@ class Connection(Owned):
         if began is None or self._closing:
             return
         now = time.monotonic()
+        late = now - began - limit
         if not self._reading:  # it is our handlers who are late
             began = self._frame_began = now
+        elif late > _LATE_SECONDS:  # it is this thread, and the rest may have come and not been read
+            began = self._frame_began = began + late
         if now < began + limit:
             self._frame_timer = self._reactor.call_later(began + limit - now, self._check_frame)
             return
@@ -539,6 +553,7 @@ class Connection(Owned):
             if self._frame_began is not None:
                 self._frame_began = time.monotonic()
             self._update()
+            self._read_ahead()
 
     def _end_of_input(self) -> None:
         self._ended = True

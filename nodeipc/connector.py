@@ -149,7 +149,9 @@ class Connector(Owned):
         del self._candidates[0]
 
     def _timed_out(self) -> None:
-        what = 'no answer' if self._handshake is None else 'the TLS handshake was not done'
+        what = 'no answer'
+        if self._handshake is not None:
+            what = 'does the server speak TLS? The handshake was not done'
         self._fail(OSError(errno.ETIMEDOUT, f'{what} within connect_timeout ({self._config.connect_timeout} ms)'))
 
     def _succeed(self) -> None:

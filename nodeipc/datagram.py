@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from typing import Any, List, Mapping, Optional
+from typing import Any, List, Mapping, Optional, Tuple
 
 from .address import Listener, SocketAddress, UDPAddress, adopt, listen, readable, udp_address
 from .channel import Channel
 from .deadline import Deadline
 from .engine import Engine
 from .errors import ConfigError, IPCError, NotConnectedError, ProtocolError
-from .reactor import Timer
 from .role import assured_needs_tls
 from .server import Carrier, Server, Socket
+from .tally import Tally
 from .wire import BACKPRESSURE, NO_DATA, Event, Payload
 
 # What may wait for the handlers of one peer; more is dropped, because in UDP nothing can make it wait. A burst of small
@@ -27,9 +27,6 @@ _MAX_BACKLOG_BYTES = 1 << 20
 
 # The objects that stand for a datagram which waits, however small it is.
 _OVERHEAD_BYTES = 512
-
-# Between two error events that tell of dropped datagrams.
-_REPORT_SECONDS = 1.0
 
 
 class DatagramPeer(Socket):
@@ -94,10 +91,7 @@ class DatagramServer(Server):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._sockets: OrderedDict[SocketAddress, DatagramPeer] = OrderedDict()  # the least recently heard first
-        # Datagrams that were dropped since an error event told of some; None if that is long ago. The reactor thread's own.
-        self._muffled: Optional[int] = None
-        self._unmuffling: Optional[Timer] = None
-        self._drop_report_waits = False
+        self._dropped: Tally  # made for each run
 
     def emit(self, socket: Any, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
         frame = self._encode(type, data)
@@ -162,6 +156,7 @@ class DatagramServer(Server):
 
     def _open(self, bound: Listener, engine: Engine) -> Channel:
         config = self._config
+        self._dropped = Tally(self._post, engine.reactor, self._report_dropped)
         return Channel(
             bound,
             f'server {config.id!r} ({bound.address})',
@@ -228,31 +223,7 @@ class DatagramServer(Server):
         return f'{readable(sender)}, a peer of {self}'
 
     def _drop(self, error: Exception, peer: Optional[DatagramPeer]) -> None:
-        """Report the first that is dropped, and then how many more, once in a while: a flood must not flood the log."""
-        if self._muffled is not None:
-            self._muffled += 1
-        else:
-            self._report_drops(error, peer)
-
-    def _report_drops(self, error: Exception, peer: Optional[DatagramPeer]) -> None:
-        assert self._engine is not None
-        self._muffled = 0
-        self._drop_report_waits = True
-        self._unmuffling = self._engine.reactor.call_later(_REPORT_SECONDS, self._unmuffle)
-        self._post(self._report_dropped, error, peer)
-
-    def _unmuffle(self) -> None:
-        assert self._engine is not None
-        if self._drop_report_waits:  # for a handler that takes long
-            self._unmuffling = self._engine.reactor.call_later(_REPORT_SECONDS, self._unmuffle)
-        elif self._muffled:
-            self._report_drops(self._more_dropped(), None)
-        else:
-            self._muffled = None
-
-    def _more_dropped(self) -> IPCError:
-        what = '1 more datagram was' if self._muffled == 1 else f'{self._muffled} more datagrams were'
-        return IPCError(f'{self}: {what} dropped; see the error before this one')
+        self._dropped.add((error, peer))
 
     def _failed(self, error: Exception) -> None:
         self._post(self._report_failure, error, None)
@@ -269,12 +240,7 @@ class DatagramServer(Server):
             self._door.abort(error)
 
     def _channel_closed(self) -> None:
-        if self._muffled:
-            self._post(self._report_dropped, self._more_dropped(), None)
-        self._muffled = None
-        if self._unmuffling is not None:
-            self._unmuffling.cancel()
-        self._drop_report_waits = False
+        self._dropped.close()
         for where in list(self._sockets):  # if it was not stopped but broke
             self._left(where)
         with self._lock:
@@ -296,14 +262,11 @@ class DatagramServer(Server):
 
     # On strands
 
-    def _report_dropped(self, error: Exception, peer: Optional[DatagramPeer]) -> None:
-        self._drop_report_waits = False
+    def _report_dropped(self, count: int, last: Tuple[Exception, Optional[DatagramPeer]]) -> None:
+        error, peer = last
+        if count > 1:
+            error, peer = IPCError(f'{self}: {count} more datagrams were dropped; the last: {error}'), None
         self._report(error, peer, level=logging.WARNING)
 
     def _report_failure(self, error: Exception, peer: Optional[DatagramPeer]) -> None:
         self._report(error, peer, level=logging.WARNING)
-
-    def _abandon(self) -> None:
-        super()._abandon()
-        self._muffled = None
-        self._drop_report_waits = False

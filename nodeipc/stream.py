@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket as socket_module
-from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, List, Optional, Tuple
 
 from .acceptor import Acceptor
 from .address import (
@@ -21,7 +22,7 @@ from .address import (
     peer_of,
     readable,
 )
-from .config import seconds
+from .config import Config, seconds
 from .connection import Connection, Owner, log_level
 from .deadline import Deadline
 from .engine import Engine
@@ -29,12 +30,18 @@ from .errors import ConfigError, NotConnectedError, retold
 from .log import logger
 from .role import assured_needs_tls
 from .server import Carrier, Server, Socket
+from .socketfile import check_assured_path, verify_root
+from .tally import Tally
 from .wire import NO_DATA, Payload
 
 if TYPE_CHECKING:  # imported by servers that have TLS
     from ssl import SSLContext
 
     from .tlsstream import Lobby, TLSStream
+
+
+# Of what a client has said, read when it is refused.
+_REFUSED_BYTES = 64 << 10
 
 
 class StreamSocket(Socket, Owner):
@@ -117,11 +124,11 @@ class StreamServer(Server):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._accept_errors = _Tally(self, self._accept_error, logging.ERROR)
-        self._refused = _Tally(self, self._refusal)
-        self._strangers = _Tally(self, self._stranger)
-        self._failed_handshakes = _Tally(self, self._failed_handshake)
-        # Of a server that has TLS, made for each run.
+        # Made for each run: tallies of what is reported; and, with TLS, who shakes hands.
+        self._accept_errors: Tally
+        self._refused: Tally
+        self._strangers: Tally
+        self._failed_handshakes: Tally
         self._context: Optional[SSLContext] = None
         self._lobby: Optional[Lobby] = None
 
@@ -154,16 +161,36 @@ class StreamServer(Server):
 
             assert config.tls is not None
             self._context = server_context(config.tls, str(self), self._parser.is_assured)
-        elif self._parser.is_assured and isinstance(self._asked, TCPAddress):
-            raise assured_needs_tls(self)
+        elif self._parser.is_assured:
+            self._check_assured(config)
         return listen(self._asked, config) if self._given is None else adopt(self._given)
 
+    def _check_assured(self, config: Config) -> None:
+        """Raise ConfigError or OSError unless nobody but this user can reach a server that has no TLS."""
+        if not isinstance(self._asked, UnixAddress):
+            raise assured_needs_tls(self)
+        check_assured_path(self._asked.path, config)
+        if self._given is not None:
+            verify_root(config)
+
     def _open(self, bound: Listener, engine: Engine) -> Acceptor:
+        post, reactor = self._post, engine.reactor
+        self._accept_errors = Tally(post, reactor, self._report_accept_errors)
+        self._refused = Tally(post, reactor, self._report_refused)
+        self._strangers = Tally(post, reactor, self._report_strangers)
+        self._failed_handshakes = Tally(post, reactor, self._report_failed_handshakes)
         if self._context is not None:
             from .tlsstream import Lobby
 
-            timeout = self._config.connect_timeout / 1000
-            self._lobby = Lobby(self._context, engine.reactor, timeout, self._admitted, self._handshake_failed)
+            config = self._config
+            self._lobby = Lobby(
+                self._context,
+                reactor,
+                config.connect_timeout / 1000,
+                config.max_connections,
+                self._admitted,
+                self._handshake_failed,
+            )
             assert isinstance(bound.address, TCPAddress)
             bound = bound._replace(address=TLSAddress(*bound.address))
         return Acceptor(bound, engine.reactor, self._accepted, self._accept_failed)
@@ -177,6 +204,8 @@ class StreamServer(Server):
         self._door = None
         if self._lobby is not None:
             self._lobby.close()
+        for tally in (self._accept_errors, self._refused, self._strangers, self._failed_handshakes):
+            tally.close()
         for socket in self._clients():
             socket._stop()
 
@@ -189,8 +218,7 @@ class StreamServer(Server):
 
     def _accepted(self, sock: socket_module.socket, address: Any) -> None:
         if self._is_full():
-            sock.close()
-            self._refused.add()
+            self._refuse(sock)
             return
         try:
             if not self._is_welcome(sock):
@@ -201,6 +229,14 @@ class StreamServer(Server):
                 self._admit(sock, address)
         except OSError:  # gone already, before anybody heard of it
             sock.close()
+
+    def _refuse(self, sock: socket_module.socket) -> None:
+        """Close a connection for which there is no room. Unread input would turn the end into a reset."""
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket_module.SHUT_WR)
+            sock.recv(_REFUSED_BYTES)
+        sock.close()
+        self._refused.add()
 
     def _is_full(self) -> bool:
         # Those count that are gone and whose events are still being handled: they use as much memory.
@@ -225,8 +261,7 @@ class StreamServer(Server):
 
     def _admitted(self, sock: socket_module.socket, address: Any, tls: TLSStream) -> None:
         if self._is_full():  # others were faster
-            sock.close()
-            self._refused.add()
+            self._refuse(sock)
             return
         try:
             self._admit(sock, address, tls)
@@ -244,60 +279,30 @@ class StreamServer(Server):
         self._joined(socket, socket)
         socket._connection.start()
 
-    # Errors of which one event may tell of many
+    # On the strand
 
-    def _accept_error(self, count: int, error: OSError) -> OSError:
+    def _report_accept_errors(self, count: int, error: OSError) -> None:
         why = f'{self}: cannot accept connections: {error.strerror}; trying again'
         if error.errno in (errno.EMFILE, errno.ENFILE):
             why += '; close some descriptors, or raise the limit'
-        return OSError(error.errno, why)
+        self._report(OSError(error.errno, why), None, level=logging.ERROR)
 
-    def _refusal(self, count: int, last: None) -> OSError:
+    def _report_refused(self, count: int, last: None) -> None:
         limit = self._config.max_connections
         why = f'{_connections(count)} refused, {limit} are open already; close some, or raise config.max_connections'
-        return ConnectionRefusedError(errno.ECONNREFUSED, f'{self}: {why}')
+        self._report(ConnectionRefusedError(errno.ECONNREFUSED, f'{self}: {why}'), None, level=logging.WARNING)
 
-    def _stranger(self, count: int, peer: Peer) -> OSError:
+    def _report_strangers(self, count: int, peer: Peer) -> None:
         who = f'{"" if count == 1 else "the last "}of user {peer.uid}, pid {peer.pid}'
         why = f'{_connections(count)} refused, {who}, who is not in config.allowed_uids'
-        return PermissionError(errno.EPERM, f'{self}: {why}')
+        self._report(PermissionError(errno.EPERM, f'{self}: {why}'), None, level=logging.WARNING)
 
-    def _failed_handshake(self, count: int, last: Tuple[OSError, Any]) -> OSError:
+    def _report_failed_handshakes(self, count: int, last: Tuple[OSError, Any]) -> None:
         error, address = last
         what = f'the TLS handshake with {readable(address)} failed'
         if count > 1:
             what = f'{count} TLS handshakes failed; the last, with {readable(address)}'
-        return retold(error, f'{self}: {what}: {error.strerror}')
-
-
-class _Tally:
-    """Counts what may happen often, and has one error event tell of all that came while it waited for its turn.
-
-    The event is what `compose` makes of the number and of what was said of the last.
-    """
-
-    def __init__(self, server: StreamServer, compose: Callable[[int, Any], Exception], level: int = logging.WARNING) -> None:
-        self._server = server
-        self._compose = compose
-        self._level = level
-        # Guarded by the server's _lock.
-        self._count = 0
-        self._last: Any = None
-
-    def add(self, what: Any = None) -> None:
-        """Count one; reactor thread."""
-        with self._server._lock:
-            self._count += 1
-            self._last = what
-            first = self._count == 1
-        if first and not self._server._post(self._tell):
-            self._count = 0
-
-    def _tell(self) -> None:
-        with self._server._lock:
-            count, self._count = self._count, 0
-            last = self._last
-        self._server._report(self._compose(count, last), None, level=self._level)
+        self._report(retold(error, f'{self}: {what}: {error.strerror}'), None, level=logging.WARNING)
 
 
 def _connections(count: int) -> str:

@@ -6,13 +6,18 @@ connection; files are read by the threads that make endpoints.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import ssl
 from typing import Any, List, Mapping, Optional, Union
 
 from .errors import ConfigError, retold
 
 TLSSettings = Union[ssl.SSLContext, Mapping[str, Any]]
+
+# What OpenSSL looks for in a directory of certificates: the hash of a name, and a number. openssl-rehash(1).
+_HASHED = re.compile(r'[0-9a-f]{8}\.[0-9]+')
 
 ASSURED_TLS = 'ERR_IPC_ASSURED_TLS'
 
@@ -58,6 +63,15 @@ def client_context(settings: TLSSettings, who: str, assured: bool) -> ssl.SSLCon
 def server_name(settings: TLSSettings, host: str) -> str:
     """Return the name that a server's certificate has to be for."""
     return host if isinstance(settings, ssl.SSLContext) else settings.get('server_name', host)
+
+
+def check_server_name(context: ssl.SSLContext, name: str, who: str) -> None:
+    """Raise ConfigError if no certificate can be for a name."""
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+    except (ValueError, TypeError, ssl.SSLError) as error:  # ValueError: IDNA has its own kinds
+        why = f'no TLS server can have the name {name!r} ({error}); set another tls server_name'
+        raise ConfigError(f'{who}: {why}') from error
 
 
 def _given(settings: TLSSettings, wrong: str, who: str, right: str) -> Optional[ssl.SSLContext]:
@@ -118,8 +132,11 @@ def _harden(context: ssl.SSLContext) -> None:
 def _load_own(context: ssl.SSLContext, settings: Mapping[str, Any], who: str) -> None:
     public, private = (_readable(settings[name], f'tls {name}', who) for name in ('public', 'private'))
     passphrase = settings.get('passphrase')
+    asked = False
 
     def password() -> Union[str, bytes]:
+        nonlocal asked
+        asked = True
         if passphrase is None:  # OpenSSL would ask on the terminal
             raise ConfigError(f'{who}: the key in {private} is encrypted; set tls passphrase')
         return passphrase  # type: ignore[no-any-return]
@@ -130,7 +147,7 @@ def _load_own(context: ssl.SSLContext, settings: Mapping[str, Any], who: str) ->
         reason = error.reason or ''
         if 'MISMATCH' in reason:
             why = f'the key in {private} does not belong to the certificate in {public}'
-        elif passphrase is not None and ('DECRYPT' in reason or 'PASSWORD' in reason or 'CIPHERFINAL' in reason):
+        elif asked:
             why = f'the key in {private} cannot be decrypted with the tls passphrase'
         else:
             why = f'{private} and {public} are not PEM files of a key and its certificate ({_plain(error)})'
@@ -145,29 +162,34 @@ def _load_trusted(context: ssl.SSLContext, settings: Mapping[str, Any], who: str
     """Trust whom the settings say; False if they say nothing."""
     texts, paths = _listed(settings.get('ca')), _listed(settings.get('trusted_connections'))
     for text in texts:
-        if isinstance(text, bytes):
-            text = text.decode('ascii', 'replace')
+        if isinstance(text, str):
+            text = text.encode()
+        text = text.decode('ascii', 'ignore')  # comments between the certificates may be in any letters
         _trust(context, who, 'tls ca holds no PEM certificate; paths go into trusted_connections', cadata=text)
     for path in paths:
-        path = _readable(path, 'tls trusted_connections', who)
-        kind = 'capath' if os.path.isdir(path) else 'cafile'
-        _trust(context, who, f'tls trusted_connections: {path} holds no PEM certificate', **{kind: path})
+        path = _readable(path, 'tls trusted_connections', who, or_directory=True)
+        if not os.path.isdir(path):
+            _trust(context, who, f'tls trusted_connections: {path} holds no PEM certificate', cafile=path)
+        elif any(_HASHED.fullmatch(name) for name in os.listdir(path)):
+            _trust(context, who, f'tls trusted_connections: {path} holds no PEM certificate', capath=path)
+        else:
+            why = 'holds no certificate under the name that OpenSSL looks for; run: openssl rehash'
+            raise ConfigError(f'{who}: tls trusted_connections: the directory {path} {why} {path}')
     return bool(texts or paths)
 
 
 def _trust(context: ssl.SSLContext, who: str, complaint: str, **where: str) -> None:
     try:
         context.load_verify_locations(**where)
-    except (ssl.SSLError, ValueError) as error:  # ValueError: not ASCII
-        why = _plain(error) if isinstance(error, ssl.SSLError) else str(error)
-        raise ConfigError(f'{who}: {complaint} ({why})') from error
+    except ssl.SSLError as error:
+        raise ConfigError(f'{who}: {complaint} ({_plain(error)})') from error
 
 
-def _readable(path: Any, what: str, who: str) -> str:
+def _readable(path: Any, what: str, who: str, or_directory: bool = False) -> str:
     """Return a path as text, if it can be read: OpenSSL does not say which of two cannot."""
     path = os.fspath(path)
     try:
-        if not os.path.isdir(path):
+        if not (or_directory and os.path.isdir(path)):
             open(path, 'rb').close()
     except (OSError, ValueError) as error:
         why = getattr(error, 'strerror', None) or error
@@ -183,6 +205,8 @@ def _has_certificate(context: ssl.SSLContext) -> bool:
     """Whether a server can answer with it; nothing but a first step of a handshake tells."""
     hello = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     hello.check_hostname = False
+    with contextlib.suppress(ssl.SSLError):  # as much as there is: the context may allow only what is not usual
+        hello.set_ciphers('ALL:@SECLEVEL=0')
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
         try:
@@ -212,9 +236,12 @@ _CERTIFICATE = {
     64: 'is for another address; connect by the name or address that it has, or set tls server_name to it',
 }
 
+#: Reasons that mean that the peer does not speak TLS.
+NOT_TLS = ('WRONG_VERSION_NUMBER', 'HTTP_REQUEST', 'HTTPS_PROXY_REQUEST', 'RECORD_LAYER_FAILURE', 'UNKNOWN_PROTOCOL')
+
 _REASONS = (
     (
-        ('WRONG_VERSION_NUMBER', 'HTTP_REQUEST', 'HTTPS_PROXY_REQUEST', 'RECORD_LAYER_FAILURE', 'UNKNOWN_PROTOCOL'),
+        NOT_TLS,
         'the other end does not speak TLS; set config.tls on both sides, or on neither',
     ),
     (
@@ -238,10 +265,6 @@ _REASONS = (
         ('NO_SHARED_CIPHER', 'HANDSHAKE_FAILURE'),
         'the two ends have no way to encrypt in common; has the server a certificate?',
     ),
-    (
-        ('UNEXPECTED_EOF',),
-        'the other end closed the connection during the handshake; does it speak TLS?',
-    ),
 )
 
 
@@ -256,7 +279,11 @@ def _meaning(error: ssl.SSLError, peer: str) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         what = _CERTIFICATE.get(error.verify_code, 'was not accepted')
         return f'the certificate of {peer} {what} ({error.verify_message})'
-    reason = 'UNEXPECTED_EOF' if isinstance(error, ssl.SSLEOFError) else error.reason or ''
+    reason = error.reason or ''
+    if isinstance(error, ssl.SSLEOFError) or 'UNEXPECTED_EOF' in reason:
+        is_client = peer == 'the client'
+        doubt = 'does it speak TLS, and trust the certificate of this server?' if is_client else 'does it speak TLS?'
+        return f'{peer} closed the connection during the handshake; {doubt} ({_plain(error)})'
     for parts, meaning in _REASONS:
         if any(part in reason for part in parts):
             return f'{meaning} ({_plain(error)})'
@@ -265,4 +292,4 @@ def _meaning(error: ssl.SSLError, peer: str) -> str:
 
 def _plain(error: ssl.SSLError) -> str:
     """Return OpenSSL's words without its source lines."""
-    return (error.reason or str(error)).lower().replace('_', ' ')
+    return (error.reason or str(error).split(' (_ssl.c')[0]).lower().replace('_', ' ')

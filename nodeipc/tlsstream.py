@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 from .errors import retold
 from .reactor import READ, WRITE, Owned, Reactor, Timer
-from .tls import BROKEN_VERSIONS, explained
+from .tls import BROKEN_VERSIONS, NOT_TLS, explained
 
 # The plain bytes of one record, RFC 8446, 5.1.
 _RECORD_BYTES = 16 << 10
@@ -27,12 +27,15 @@ _SEND_BYTES = 256 << 10
 
 _RECEIVE_BYTES = 64 << 10
 
+# A fatal alert, protocol_version: RFC 8446, 5.1 and 6.
+_ALERT = b'\x15\x03\x01\x00\x02\x02\x46'
+
 # What the protocol itself may have to say (alerts, new keys) to a peer that does not read.
 _MAX_UNSENT_BYTES = 256 << 10
 
-# Handshakes of one server at a time. A new one takes the place of the oldest, so that peers who connect and say nothing,
-# however many, keep out nobody who speaks.
-_MAX_HANDSHAKES = 128
+# Handshakes of one server at a time, at least, with clients who have said nothing yet, and as many with others. A new one
+# takes the place of the oldest of its kind, so that peers who connect and say nothing, however many, keep out nobody.
+_MIN_HANDSHAKES = 256
 
 _NO_SIGPIPE = getattr(socket, 'MSG_NOSIGNAL', 0)
 
@@ -47,8 +50,8 @@ class TLSStream:
     """
 
     __slots__ = (
-        '_ended', '_failure', '_in_use', '_incoming', '_lock', '_outgoing', '_peer', '_said_goodbye', '_sock', '_taken',
-        '_tls', '_unsent', '_waits_for_peer', 'bytes_out',
+        '_deaf', '_ended', '_failure', '_header', '_in_use', '_incoming', '_lock', '_outgoing', '_peer', '_said_goodbye',
+        '_sock', '_taken', '_tls', '_to_come', '_unsent', '_waits_for_peer', 'bytes_out',
     )
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: Optional[str] = None) -> None:
@@ -70,7 +73,10 @@ class TLSStream:
         self._said_goodbye = False
         self.bytes_out = 0  # encrypted bytes that the socket took
 
-        # The reactor thread's own.
+        # The reactor thread's own. Of the record that is being received: the start of its header, or how much is to come.
+        self._header = b''
+        self._to_come = 0
+        self._deaf = False  # nothing can be decrypted any more, and nobody is there to read it
         self._ended = False
         self._failure: Optional[OSError] = None
 
@@ -89,6 +95,8 @@ class TLSStream:
                 self._write()
                 return False
             except ssl.SSLError as error:
+                if error.reason in NOT_TLS:
+                    self._unsent = _ALERT  # OpenSSL says nothing to who does not speak TLS, but ours understand this
                 self._try_to_write()  # the alert, so that the other end learns why
                 raise explained(error, self._peer) from error
             except ConnectionError as error:
@@ -123,8 +131,8 @@ class TLSStream:
         Raises BlockingIOError if there is nothing yet, and OSError.
         """
         with self._lock:
-            if self._said_goodbye:
-                return self._sock.recv(size)  # nobody will read it
+            if self._deaf:
+                return self._sock.recv(size)
             if not self.has_more:
                 self._in_use = True
                 try:
@@ -137,6 +145,9 @@ class TLSStream:
                 if parts:
                     return parts[0] if len(parts) == 1 else b''.join(parts)
             if self._failure is not None:
+                if self._said_goodbye:
+                    self._failure, self._deaf = None, True
+                    raise BlockingIOError
                 raise self._failure
             if self._ended:
                 return b''
@@ -203,8 +214,25 @@ class TLSStream:
             return
         if chunk:
             self._incoming.write(chunk)
+            self._follow(chunk)
         else:
             self._incoming.write_eof()
+
+    def _follow(self, chunk: bytes) -> None:
+        """Keep track of where records end: OpenSSL does not tell an end inside of one from an end between two.
+
+        A record is 5 bytes, of which the last two are the length of the rest, and the rest: RFC 8446, 5.1.
+        """
+        if self._header:
+            chunk = self._header + chunk
+            self._header = b''
+        position, size = self._to_come, len(chunk)
+        while position + 5 <= size:
+            position += 5 + (chunk[position + 3] << 8 | chunk[position + 4])
+        if position < size:
+            self._header, self._to_come = chunk[position:], 0
+        else:
+            self._to_come = position - size
 
     def _decrypt(self) -> List[bytes]:
         parts = []
@@ -217,11 +245,14 @@ class TLSStream:
                 parts.append(part)
         except ssl.SSLWantReadError:
             pass
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+        except ssl.SSLZeroReturnError:
             self._ended = True
         except ssl.SSLError as error:
-            if 'UNEXPECTED_EOF' in (error.reason or ''):
-                self._ended = True
+            if isinstance(error, ssl.SSLEOFError) or 'UNEXPECTED_EOF' in (error.reason or ''):
+                if self._header or self._to_come:
+                    self._failure = OSError(errno.ECONNRESET, f'{self._peer} ended it in the middle of a TLS record')
+                else:
+                    self._ended = True
             else:
                 self._failure = explained(error, self._peer)
         return parts
@@ -285,6 +316,16 @@ class Handshake(Owned):
         else:
             self._watch(READ)
 
+    def hear(self) -> bool:
+        """Go on if the peer has said something, which the reactor has not come to; False if not."""
+        try:
+            heard = bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            heard = False
+        if heard:
+            self._step(READ)
+        return heard
+
     def cancel(self) -> None:
         """Give up, silently, and close the socket."""
         self._finish()
@@ -324,7 +365,7 @@ class Handshake(Owned):
 class Lobby:
     """Clients of a server that are shaking hands, each for `timeout` seconds at most, and not too many at a time.
 
-    `admitted` gets each socket with its address and its stream, `refused` the error and the address. Reactor thread.
+    `admitted` gets each socket with its address and its stream, `refused` the error and the address. For the reactor thread.
     """
 
     def __init__(
@@ -332,39 +373,54 @@ class Lobby:
         context: ssl.SSLContext,
         reactor: Reactor,
         timeout: float,
+        places: int,
         admitted: Callable[[socket.socket, Any, TLSStream], Any],
         refused: Callable[[OSError, Any], Any],
     ) -> None:
         self._context = context
         self._reactor = reactor
         self._timeout = timeout
+        self._places = max(places, _MIN_HANDSHAKES)
         self._admitted = admitted
         self._refused = refused
-        self._guests: Dict[Handshake, Tuple[Any, Timer]] = {}  # with their addresses, the oldest first
+        # Those who have said nothing yet, and the others, who take more memory; the oldest first. With their addresses.
+        self._silent: Dict[Handshake, Tuple[Any, Timer]] = {}
+        self._speaking: Dict[Handshake, Tuple[Any, Timer]] = {}
 
     def enter(self, sock: socket.socket, address: Any) -> None:
         """Shake hands with whoever has connected."""
+
+        def listen() -> TLSStream:
+            self._speaking[guest] = self._silent.pop(guest)
+            if len(self._speaking) > self._places:
+                next(iter(self._speaking)).fail(self._displaced())
+            return TLSStream(sock, self._context)
+
         guest = Handshake(
             sock,
-            lambda: TLSStream(sock, self._context),
+            listen,
             self._reactor,
             lambda stream: self._admitted(sock, self._leave(guest), stream),
             lambda error: self._refused(error, self._leave(guest)),
         )
         late = OSError(errno.ETIMEDOUT, f'it took longer than {self._timeout} s (config.connect_timeout)')
-        self._guests[guest] = address, self._reactor.call_later(self._timeout, lambda: guest.fail(late))
+        self._silent[guest] = address, self._reactor.call_later(self._timeout, lambda: guest.fail(late))
         guest.start(speak_first=False)
-        if len(self._guests) > _MAX_HANDSHAKES:
-            why = f'{_MAX_HANDSHAKES} others have begun since, and it was not done'
-            next(iter(self._guests)).fail(OSError(errno.EBUSY, why))
+        if len(self._silent) > self._places:
+            oldest = next(iter(self._silent))
+            if not oldest.hear():
+                oldest.fail(self._displaced())
 
     def close(self) -> None:
         """Send everybody away."""
-        for guest in list(self._guests):
+        for guest in (*self._silent, *self._speaking):
             guest.cancel()
             self._leave(guest)
 
+    def _displaced(self) -> OSError:
+        return OSError(errno.EBUSY, f'{self._places} others have begun since, and it was not done')
+
     def _leave(self, guest: Handshake) -> Any:
-        address, timer = self._guests.pop(guest)
+        address, timer = (self._silent if guest in self._silent else self._speaking).pop(guest)
         timer.cancel()
         return address

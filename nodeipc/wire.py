@@ -38,6 +38,7 @@ BACKPRESSURE = 'ERR_IPC_BACKPRESSURE'
 
 # What TLS begins with: a record of type handshake, or alert, and the major version, RFC 8446, 5.1. No JSON text begins so.
 _TLS_RECORDS = (b'\x16\x03', b'\x15\x03')
+_SPEAKS_TLS = 'the other end speaks TLS and this end does not; set config.tls on both sides, or on neither'
 
 # Event names are few and repeat, so their encoded prefixes are kept; a program that makes names up as it goes, or answers
 # by the names that its peers make up, must not grow the cache without bound.
@@ -239,6 +240,8 @@ def decode(frame: bytes | bytearray) -> Event:
     except RecursionError:
         raise ProtocolError(INVALID_JSON, f'a message is nested too deep: {_excerpt(frame)}') from None
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        if frame.startswith(_TLS_RECORDS):
+            raise ProtocolError(INVALID_JSON, _SPEAKS_TLS) from None
         reason = 'is not UTF-8' if isinstance(error, UnicodeDecodeError) else f'is not JSON ({error})'
         raise ProtocolError(INVALID_JSON, f'a message {reason}: {_excerpt(frame)}') from None
 
@@ -302,10 +305,7 @@ class Decoder:
             yield self._decode(frame)
         if rest:
             if rest.startswith(_TLS_RECORDS):
-                raise ProtocolError(
-                    INVALID_MESSAGE,
-                    'the other end speaks TLS and this end does not; set config.tls on both sides, or on neither',
-                )
+                raise ProtocolError(INVALID_JSON, _SPEAKS_TLS)
             self._check_size(len(rest) - self._overlap)  # its end may be the start of a delimiter
             self._partial += rest
 

@@ -677,6 +677,7 @@ def test_a_listening_socket_that_somebody_shuts_down_is_no_busy_loop(make: Any, 
 
     monkeypatch.setattr(nodeipc.acceptor.Acceptor, '_ready', counting)
     monkeypatch.setattr(nodeipc.acceptor, '_PAUSE_SECONDS', 0.05)
+    monkeypatch.setattr(nodeipc.tally, '_REPORT_SECONDS', 0.05)
     log = Log()
     import socket
 
