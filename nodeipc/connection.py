@@ -535,8 +535,8 @@ class Connection(Owned):
         late = now - began - limit
         if not self._reading:  # it is our handlers who are late
             began = self._frame_began = now
-        elif late > _LATE_SECONDS:  # it is this thread, and the rest may have come and not been read
-            began = self._frame_began = began + late
+        elif late > _LATE_SECONDS:  # it is this thread, and the rest may have come and not been read: as long again
+            began = self._frame_began = now - limit + min(late, limit)
         if now < began + limit:
             self._frame_timer = self._reactor.call_later(began + limit - now, self._check_frame)
             return
