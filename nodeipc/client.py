@@ -14,13 +14,13 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple, overload
 
-from .address import StreamAddress, TCPAddress, TLSAddress, UnixAddress, public
+from .address import KNOWS_PEERS, StreamAddress, TCPAddress, TLSAddress, UnixAddress, public
 from .config import Config
 from .connection import Connection, Owner, log_level
 from .connector import Connector
 from .deadline import NEVER, Deadline
 from .engine import Engine
-from .errors import EmitTimeout, NotConnectedError, retold
+from .errors import ConfigError, EmitTimeout, NotConnectedError, retold
 from .events import F, Handler, Registration
 from .log import logger
 from .reactor import Timer
@@ -247,11 +247,18 @@ class Client(Role, Owner):
             return context
         if assured and isinstance(address, TCPAddress):
             raise assured_needs_tls(f'client of {address}')
-        if assured and isinstance(address, UnixAddress):
-            check_assured_path(address.path, self._config)
-            if self._config.server_uid is None:
-                self._config.server_uid = os.geteuid()  # whose alone the socket root is
+        if isinstance(address, UnixAddress):
+            self._check_local(address.path, assured)
         return None
+
+    def _check_local(self, path: str, assured: bool) -> None:
+        config = self._config
+        if assured:
+            check_assured_path(path, config)
+            if config.server_uid is None and KNOWS_PEERS:
+                config.server_uid = os.geteuid()  # whose alone the socket root is
+        if config.server_uid is not None and not KNOWS_PEERS:
+            raise ConfigError(f'unix:{path}: this system does not tell who serves, so config.server_uid cannot be kept')
 
     def _start(self) -> None:
         self._in_callback = None
