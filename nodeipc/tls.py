@@ -262,8 +262,13 @@ _REASONS = (
         'the other end refuses our certificate; is it signed by a CA that is trusted there, valid, and for the right name?',
     ),
     (
-        ('NO_SHARED_CIPHER', 'HANDSHAKE_FAILURE'),
+        ('NO_SHARED_CIPHER',),
         'the two ends have no way to encrypt in common; has the server a certificate?',
+    ),
+    (
+        ('HANDSHAKE_FAILURE',),
+        'the other end broke the handshake off: the two have no way to encrypt in common, the server has no certificate, or it '
+        'wants one of the client (tls private and public)',
     ),
 )
 
@@ -281,9 +286,8 @@ def _meaning(error: ssl.SSLError, peer: str) -> str:
         return f'the certificate of {peer} {what} ({error.verify_message})'
     reason = error.reason or ''
     if isinstance(error, ssl.SSLEOFError) or 'UNEXPECTED_EOF' in reason:
-        is_client = peer == 'the client'
-        doubt = 'does it speak TLS, and trust the certificate of this server?' if is_client else 'does it speak TLS?'
-        return f'{peer} closed the connection during the handshake; {doubt} ({_plain(error)})'
+        certificate = 'the certificate of this server' if peer == 'the client' else 'our certificate, if it wants one'
+        return f'{peer} closed the connection during the handshake; does it speak TLS, and trust {certificate}?'
     for parts, meaning in _REASONS:
         if any(part in reason for part in parts):
             return f'{meaning} ({_plain(error)})'

@@ -50,8 +50,8 @@ class TLSStream:
     """
 
     __slots__ = (
-        '_deaf', '_ended', '_failure', '_header', '_in_use', '_incoming', '_lock', '_outgoing', '_peer', '_said_goodbye',
-        '_sock', '_taken', '_tls', '_to_come', '_unsent', '_waits_for_peer', 'bytes_out',
+        '_deaf', '_ended', '_failure', '_header', '_heard', '_in_use', '_incoming', '_lock', '_outgoing', '_peer',
+        '_said_goodbye', '_sock', '_taken', '_tls', '_to_come', '_unsent', '_waits_for_peer', 'bytes_out',
     )
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: Optional[str] = None) -> None:
@@ -77,6 +77,7 @@ class TLSStream:
         self._header = b''
         self._to_come = 0
         self._deaf = False  # nothing can be decrypted any more, and nobody is there to read it
+        self._heard = False  # the peer, since the handshake
         self._ended = False
         self._failure: Optional[OSError] = None
 
@@ -143,6 +144,7 @@ class TLSStream:
                 finally:
                     self._in_use = False
                 if parts:
+                    self._heard = True
                     return parts[0] if len(parts) == 1 else b''.join(parts)
             if self._failure is not None:
                 if self._said_goodbye:
@@ -249,13 +251,20 @@ class TLSStream:
             self._ended = True
         except ssl.SSLError as error:
             if isinstance(error, ssl.SSLEOFError) or 'UNEXPECTED_EOF' in (error.reason or ''):
-                if self._header or self._to_come:
-                    self._failure = OSError(errno.ECONNRESET, f'{self._peer} ended it in the middle of a TLS record')
-                else:
-                    self._ended = True
+                self._failure = self._explain_end(bool(parts))
+                self._ended = self._failure is None
             else:
                 self._failure = explained(error, self._peer)
         return parts
+
+    def _explain_end(self, heard: bool) -> Optional[OSError]:
+        """Return what is wrong with an end without a goodbye, if anything."""
+        if self._header or self._to_come:
+            return OSError(errno.ECONNRESET, f'{self._peer} ended it in the middle of a TLS record')
+        if self._peer == 'the server' and not (self._heard or heard):  # Node, when TLS 1.3 is done on our side already
+            why = 'the server ended it before it said anything; if it asks for certificates, does it trust ours?'
+            return OSError(errno.ECONNRESET, why)
+        return None
 
     def _write(self) -> bool:
         unsent: Block = self._unsent
