@@ -267,7 +267,7 @@ _REASONS = (
     ),
     (
         ('HANDSHAKE_FAILURE',),
-        'the other end broke the handshake off: the two have no way to encrypt in common, the server has no certificate, or it '
+        'the other end broke the handshake off: they have no way to encrypt in common, the server has no certificate, or it '
         'wants one of the client (tls private and public)',
     ),
 )
