@@ -206,8 +206,9 @@ class Connection(Owned):
 
     @property
     def never_stood(self) -> bool:
-        """Whether it broke before anything came: so TLS 1.3 refuses our certificate, after our end of the handshake."""
-        return self._tls is not None and not self.bytes_in and (self._send_error is not None or self._lost)
+        """Whether it broke at once and before anything came: so TLS 1.3 refuses our certificate, after the handshake."""
+        broken = self._lost or self._send_error is not None
+        return broken and self._tls is not None and self._tls.is_on_probation
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have a method of this connection called on its reactor thread."""

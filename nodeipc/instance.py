@@ -280,13 +280,14 @@ class IPC:
             engine.endpoints[endpoint] = None
             return engine
 
-    def _detach(self, endpoint: Endpoint) -> None:
-        """Undo `_attach` after a failure; an engine that nobody uses is closed."""
+    def _detach(self, endpoint: Optional[Endpoint] = None) -> None:
+        """Undo `_attach` after a failure, if it came to that; an engine that nobody uses is closed."""
         with self._lock:
             engine = self._engine
             if engine is None:
                 return
-            engine.endpoints.pop(endpoint, None)
+            if endpoint is not None:
+                engine.endpoints.pop(endpoint, None)
             if engine.endpoints or engine.must_not_wait:
                 return
             engine.closing = True  # before another thread can attach to it
@@ -302,18 +303,11 @@ class IPC:
         return engine
 
     def _connect(self, id: str, address: StreamAddress, callback: Optional[Handler]) -> Client:
-        with self._lock:
-            old = self._clients.get(id)
-            if old is None or not old._usable:
-                make = SyncClient if self.config.sync else Client
-                client = make(id, address, self.config, self._running(), self.log, self._removed)
-                client._engine.endpoints[client] = None
-                self._clients[id] = client
-                old = None
-            elif str(old._address) == str(address):
-                client = old
-            else:
-                raise ValueError(f'{old} is in use; disconnect it before you give its id to {address}')
+        try:
+            client, old = self._client(id, address)
+        except BaseException:
+            self._detach()
+            raise
         if callback is not None:
             try:
                 if old is None:
@@ -327,6 +321,20 @@ class IPC:
         if old is None:
             client._start()
         return client
+
+    def _client(self, id: str, address: StreamAddress) -> Tuple[Client, Optional[Client]]:
+        """Return a client, and it again if it is one that was there before."""
+        with self._lock:
+            old = self._clients.get(id)
+            if old is None or not old._usable:
+                make = SyncClient if self.config.sync else Client
+                client = make(id, address, self.config, self._running(), self.log, self._removed)
+                client._engine.endpoints[client] = None
+                self._clients[id] = client
+                return client, None
+            if str(old._address) == str(address):
+                return old, old
+            raise ValueError(f'{old} is in use; disconnect it before you give its id to {address}')
 
     def _removed(self, client: Client) -> None:
         with self._lock:

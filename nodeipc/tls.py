@@ -163,7 +163,7 @@ def _load_trusted(context: ssl.SSLContext, settings: Mapping[str, Any], who: str
     texts, paths = _listed(settings.get('ca')), _listed(settings.get('trusted_connections'))
     for text in texts:
         if isinstance(text, str):
-            text = text.encode()
+            text = text.encode('ascii', 'ignore')
         text = text.decode('ascii', 'ignore')  # comments between the certificates may be in any letters
         _trust(context, who, 'tls ca holds no PEM certificate; paths go into trusted_connections', cadata=text)
     for path in paths:
@@ -181,8 +181,9 @@ def _load_trusted(context: ssl.SSLContext, settings: Mapping[str, Any], who: str
 def _trust(context: ssl.SSLContext, who: str, complaint: str, **where: str) -> None:
     try:
         context.load_verify_locations(**where)
-    except ssl.SSLError as error:
-        raise ConfigError(f'{who}: {complaint} ({_plain(error)})') from error
+    except (ssl.SSLError, ValueError) as error:  # ValueError: nothing is left
+        why = _plain(error) if isinstance(error, ssl.SSLError) else error
+        raise ConfigError(f'{who}: {complaint} ({why})') from error
 
 
 def _readable(path: Any, what: str, who: str, or_directory: bool = False) -> str:

@@ -10,6 +10,7 @@ import errno
 import socket
 import ssl
 import threading
+import time
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 from .errors import retold
@@ -29,6 +30,10 @@ _RECEIVE_BYTES = 64 << 10
 
 # A fatal alert, protocol_version: RFC 8446, 5.1 and 6.
 _ALERT = b'\x15\x03\x01\x00\x02\x02\x46'
+
+# In TLS 1.3 a client has done its part before the server looks at its certificate. A connection that breaks so soon, before
+# the server has said anything, was refused, most likely.
+_PROBATION_SECONDS = 10.0
 
 # What the protocol itself may have to say (alerts, new keys) to a peer that does not read.
 _MAX_UNSENT_BYTES = 256 << 10
@@ -51,7 +56,7 @@ class TLSStream:
 
     __slots__ = (
         '_deaf', '_ended', '_failure', '_header', '_heard', '_in_use', '_incoming', '_lock', '_outgoing', '_peer',
-        '_said_goodbye', '_sock', '_taken', '_tls', '_to_come', '_unsent', '_waits_for_peer', 'bytes_out',
+        '_proven', '_said_goodbye', '_sock', '_taken', '_tls', '_to_come', '_unsent', '_waits_for_peer', 'bytes_out',
     )
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: Optional[str] = None) -> None:
@@ -78,6 +83,7 @@ class TLSStream:
         self._to_come = 0
         self._deaf = False  # nothing can be decrypted any more, and nobody is there to read it
         self._heard = False  # the peer, since the handshake
+        self._proven = 0.0  # when a connection on which nothing was heard counts as one that stood
         self._ended = False
         self._failure: Optional[OSError] = None
 
@@ -103,12 +109,18 @@ class TLSStream:
             except ConnectionError as error:
                 raise retold(error, f'{error.strerror} during the TLS handshake; does {self._peer} speak TLS?') from None
             self._write()
+            self._proven = time.monotonic() + _PROBATION_SECONDS
             return True
 
     @property
     def certificate(self) -> Optional[Dict[str, Any]]:
         """The peer's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without a verified one."""
         return self._tls.getpeercert() or None
+
+    @property
+    def is_on_probation(self) -> bool:
+        """Whether it is a client's, new, and the server has said nothing: it may still refuse our certificate."""
+        return self._peer == 'the server' and not self._heard and time.monotonic() < self._proven
 
     @property
     def wants_to_write(self) -> bool:
@@ -261,7 +273,7 @@ class TLSStream:
         """Return what is wrong with an end without a goodbye, if anything."""
         if self._header or self._to_come:
             return OSError(errno.ECONNRESET, f'{self._peer} ended it in the middle of a TLS record')
-        if self._peer == 'the server' and not (self._heard or heard):  # Node, when TLS 1.3 is done on our side already
+        if self.is_on_probation and not heard:  # Node does so, when TLS 1.3 is done on our side already
             why = 'the server ended it before it said anything; if it asks for certificates, does it trust ours?'
             return OSError(errno.ECONNRESET, why)
         return None
@@ -299,7 +311,7 @@ class Handshake(Owned):
     reactor thread.
     """
 
-    __slots__ = ('_done', '_failed', '_make', '_reactor', '_sock', '_stream', '_watched')
+    __slots__ = ('_done', '_failed', '_make', '_over', '_reactor', '_sock', '_stream', '_watched')
 
     def __init__(
         self,
@@ -316,6 +328,7 @@ class Handshake(Owned):
         self._done = done
         self._failed = failed
         self._watched = 0
+        self._over = False
 
     def start(self, speak_first: bool) -> None:
         """Begin."""
@@ -349,6 +362,8 @@ class Handshake(Owned):
         self._sock.close()
 
     def _step(self, mask: int) -> None:
+        if self._over:
+            return  # given up in this very turn of the reactor
         try:
             if self._stream is None:
                 self._stream = self._make()
@@ -367,6 +382,7 @@ class Handshake(Owned):
         self._watched = wanted
 
     def _finish(self) -> None:
+        self._over = True
         self._watch(0)
         self._reactor.owned.discard(self)
 
