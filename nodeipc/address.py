@@ -214,6 +214,12 @@ def peer_of(sock: socket.socket) -> Optional[Peer]:
     return Peer(*struct.unpack('iII', sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize('iII'))))
 
 
+def prepare_tcp(sock: socket.socket) -> None:
+    """Have a TCP socket send at once, and find out, when the system's time for that is over, that the other host is gone."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
 def _bind(address: NetAddress) -> socket.socket:
     stream = isinstance(address, TCPAddress)
     try:

@@ -84,8 +84,8 @@ class Connection(Owned):
     __slots__ = (
         '_closing', '_cuts_stalled', '_decoder', '_discard', '_ended', '_frame_began', '_frame_timer', '_half_closed',
         '_lock', '_lost', '_max_pending', '_message_timeout', '_open', '_outbox', '_owner', '_peeked', '_pending',
-        '_reactor', '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_strand', '_timer',
-        '_tls', '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in',
+        '_reactor', '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_stalled_at', '_strand',
+        '_timer', '_tls', '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in',
         'messages_out', 'name',
     )
 
@@ -125,6 +125,7 @@ class Connection(Owned):
         self._pending = 0
         self._send_error: Optional[OSError] = None
         self._room: Optional[threading.Condition] = None  # made when somebody has to wait
+        self._stalled_at: Optional[Tuple[int, Deadline]] = None  # what `progress` was then, and how long it may stay so
         self.messages_out = 0
         self.bytes_out = 0
 
@@ -305,7 +306,9 @@ class Connection(Owned):
             return self._wait(self._has_room, timeout)
         deadline = Deadline(timeout)
         while True:
-            before, stall = self.progress, Deadline(self._stall)
+            if self._stalled_at is None or self._stalled_at[0] != self.progress:  # else as long as the last emit waited, too
+                self._stalled_at = self.progress, Deadline(self._stall)
+            before, stall = self._stalled_at
             if self._wait(self._has_room, deadline.sooner(stall).remaining):
                 return True
             if not stall.remaining and self.progress == before:

@@ -11,7 +11,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
 
-from .address import Peer, SocketAddress, StreamAddress, TCPAddress, TLSAddress, UnixAddress, peer_of
+from .address import Peer, SocketAddress, StreamAddress, TCPAddress, TLSAddress, UnixAddress, peer_of, prepare_tcp
 from .config import Config
 from .lookup import look_up
 from .reactor import WRITE, Owned, Reactor, Timer
@@ -114,7 +114,7 @@ class Connector(Owned):
             sock.setblocking(False)
             interface = self._config.interface
             if isinstance(self._address, TCPAddress):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                prepare_tcp(sock)
                 if interface.local_address or interface.local_port:
                     if interface.local_port:  # or a reconnect would find it in TIME_WAIT
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -20,6 +20,7 @@ from .address import (
     adopt,
     listen,
     peer_of,
+    prepare_tcp,
     readable,
 )
 from .config import Config, seconds
@@ -271,7 +272,7 @@ class StreamServer(Server):
     def _admit(self, sock: socket_module.socket, address: Any, tls: Optional[TLSStream] = None) -> None:
         assert self._engine is not None
         if isinstance(self._where, TCPAddress):
-            sock.setsockopt(socket_module.IPPROTO_TCP, socket_module.TCP_NODELAY, 1)
+            prepare_tcp(sock)
             where: Any = (address[0], address[1])
         else:
             where = self._where.path
