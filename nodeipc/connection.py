@@ -486,7 +486,8 @@ class Connection(Owned):
         self.bytes_in += len(chunk)
         if not self._discard:
             self._decode(chunk)
-        self._after_reading()
+        if self._tls is not None:
+            self._after_reading()
 
     def _after_reading(self) -> None:
         """TLS: write what the protocol answers and what waited for this, and read an end that came with the rest."""
