@@ -17,11 +17,9 @@ from .errors import retold
 from .reactor import READ, WRITE, Owned, Reactor, Timer
 from .tls import BROKEN_VERSIONS, NOT_TLS, explained
 
-# The plain bytes of one record, RFC 8446, 5.1.
+# The plain bytes of one record, RFC 8446, 5.1. Each is given to the socket by itself: the peer decrypts one while we encrypt
+# the next, and 16 MiB took half as long again when it was four at a time.
 _RECORD_BYTES = 16 << 10
-
-# Encrypted at a time, before it is given to the socket: a few records, for fewer calls.
-_SLICE_BYTES = 64 << 10
 
 # What one call of `send` takes at most, because its caller holds a lock.
 _SEND_BYTES = 256 << 10
@@ -211,7 +209,7 @@ class TLSStream:
         size = min(len(data), _SEND_BYTES)
         try:
             while sent < size:
-                taken = self._tls.write(data[sent:sent + _SLICE_BYTES])
+                taken = self._tls.write(data[sent:sent + _RECORD_BYTES])
                 if not self._write():
                     self._taken = taken  # until all of it is written, and this is called again
                     break
