@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -129,6 +130,25 @@ def test_hello_and_world_talk_and_end_by_ctrl_c(run_pair: Any) -> None:
 
     world.interrupt()
     hello.says(connected, answered, 'disconnected from world')
+    hello.interrupt()
+
+
+def test_over_tls_each_of_the_two_knows_who_the_other_is(run: Any, tmp_path: Path) -> None:
+    if shutil.which('openssl') is None:
+        pytest.skip('the openssl command is not here to make certificates with')
+    where, port = str(tmp_path / 'certificates'), str(free_port())
+    assert run('tls/make_certificates.py', where).process.wait(60) == 0
+    world = run('tls/world_server.py', where, port)
+    hello = run('tls/hello_client.py', where, port)
+    said = ['## connected to world ##', 'got a message from world :  hello world!']
+    hello.says(*said)
+    world.says('got a message from hello :  hello')
+    with socket.create_connection(('127.0.0.1', int(port))) as stranger:
+        stranger.sendall(b'{"type":"message","data":"let me in"}\f')
+        world.says('got a message from hello :  hello', 'refused :  SSLError')
+    assert 'the other end does not speak TLS' in world.complains(1)
+    world.interrupt(world.complains(1))
+    hello.says(*said, 'disconnected from world')
     hello.interrupt()
 
 
