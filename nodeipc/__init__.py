@@ -1,6 +1,6 @@
 """Event messaging between processes, for synchronous Python, compatible with node-ipc.
 
-Servers and clients exchange JSON events over Unix sockets, TCP and UDP::
+Servers and clients exchange JSON events over Unix sockets, TCP, TLS and UDP::
 
     from nodeipc import ipc
 

@@ -40,7 +40,7 @@ _BATCH_BYTES = 64 << 10
 
 
 class Client(Role, Owner):
-    """A client of a Unix or TCP server, made by ``ipc.connect_to`` or ``ipc.connect_to_net``.
+    """A client of a Unix, TCP or TLS server, made by ``ipc.connect_to`` or ``ipc.connect_to_net``.
 
     Events: ``connect`` (no arguments) each time the connection stands, ``disconnect`` each time it is lost or closed,
     every type the server emits (data), ``error`` (exception), and ``destroy`` when no further retries will happen.
