@@ -1,11 +1,13 @@
-# make demo, make test; make lint; make test-all for every CPython found. PYTHON chooses the interpreter.
+# make demo, make test; make fuzz; make lint; make test-all for every CPython found. PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+FRAMES ?= 500000
+SEED ?=
 INTEROP := tests/interop
 PIP := -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint test-all clean
+.PHONY: demo test fuzz lint test-all clean
 
 demo:
 	@$(PYTHON) -m nodeipc demo
@@ -27,6 +29,11 @@ interop:
 $(INTEROP)/node_modules/installed: $(INTEROP)/package-lock.json
 	cd $(INTEROP) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
+
+# Mutated streams, over the wire layer and over live sockets, for a minute or two; SEED= repeats a run. What fails is printed as
+# a test case. Nothing is installed for it.
+fuzz:
+	@$(PYTHON) -m tests.fuzz --frames $(FRAMES) $(if $(SEED),--seed $(SEED))
 
 # Tools of CI, in an environment of their own.
 lint: .venv-lint/installed

@@ -74,6 +74,8 @@ class Client(Role, Owner):
         self._destroyed = False
         self._finished = False  # destroyed, and the handlers have run
         self._last_error: Optional[Exception] = None  # written by the reactor thread, without the lock
+        # The error of a failed attempt that waits to be told of; a second one takes its place, or they would pile up.
+        self._attempt_error: Optional[OSError] = None
         self._lost = 0  # bytes that went with their connections, and that flush() has not told of
         self._past = {'connections': 0, 'messages_in': 0, 'messages_out': 0, 'bytes_in': 0, 'bytes_out': 0}
 
@@ -91,8 +93,6 @@ class Client(Role, Owner):
         self._announced = False
         self._announcements = 0
         self._dropped = 0
-        # Whether an error of a failed attempt waits to be handled: a second one would only pile up behind it.
-        self._attempt_error_queued = False
 
     def __str__(self) -> str:
         return f'client {self.id!r} ({self._address})'
@@ -370,8 +370,9 @@ class Client(Role, Owner):
         self._connector = None
         error = retold(error, f'{self}: cannot connect: {error.strerror}')
         self._last_error = error
-        if not self._attempt_error_queued:
-            self._attempt_error_queued = True
+        with self._lock:
+            waiting, self._attempt_error = self._attempt_error, error
+        if waiting is None:
             self._strand.post(self._report_attempt)
         self._retry_or_destroy()
 
@@ -462,8 +463,8 @@ class Client(Role, Owner):
             self._call('connect', registration, ())
 
     def _report_attempt(self) -> None:
-        self._attempt_error_queued = False
-        error = self._last_error
+        with self._lock:
+            error, self._attempt_error = self._attempt_error, None
         if error is not None:
             self._report(error, level=logging.INFO)
 

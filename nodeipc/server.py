@@ -7,16 +7,17 @@ wait for each other.
 
 from __future__ import annotations
 
+import logging
 import socket as socket_module
 import threading
-from typing import Any, Callable, Dict, List, Optional, Protocol, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Set, Tuple, Union
 
 from .address import Address, Peer, public
 from .config import Config
 from .deadline import NEVER, Deadline
 from .definitions import Definitions
 from .engine import Engine
-from .errors import EmitTimeout, NotConnectedError
+from .errors import EmitTimeout, NotConnectedError, ProtocolError
 from .events import Handler, call_back, max_positional
 from .reentry import calls_out, has_interrupted_us
 from .role import Log, Role
@@ -377,10 +378,16 @@ class Server(Role):
     # Handlers of our own, on the sockets' strands
 
     def _describe_listening(self, data: Any, socket: Socket) -> None:
-        socket.emit('events.listening', {'id': self._config.id, 'events': dict(self.define.listen)})
+        self._describe(socket, 'events.listening', self.define.listen)
 
     def _describe_broadcasting(self, data: Any, socket: Socket) -> None:
-        socket.emit('events.broadcasting', {'id': self._config.id, 'events': dict(self.define.broadcast)})
+        self._describe(socket, 'events.broadcasting', self.define.broadcast)
+
+    def _describe(self, socket: Socket, type: str, events: Mapping[str, Any]) -> None:
+        try:
+            socket.emit(type, {'id': self._config.id, 'events': dict(events)})
+        except ProtocolError as error:  # not in config.allowed_events: no traceback each time that a peer asks
+            self._report(error, socket, level=logging.WARNING)
 
     # Reactor thread
 

@@ -161,6 +161,8 @@ class Encoder:
         try:
             prefix = self._prefixes[type]
         except (KeyError, TypeError):  # TypeError: not even hashable
+            prefix = ''
+        if not prefix:  # out here, or what it raises would seem to come of the KeyError
             prefix = self._prefix(type)
         try:
             frame = _to_utf8(prefix + _to_json(data) + self._suffix)

@@ -15,7 +15,7 @@ from typing import Any, Iterator, List
 import pytest
 
 import nodeipc
-from nodeipc import EmitTimeout, NotConnectedError, lookup
+from nodeipc import EmitTimeout, NotConnectedError, ProtocolError, lookup
 
 from .conftest import Log, eventually
 
@@ -495,3 +495,36 @@ def test_ctrl_c_ends_a_waiting_script(tmp_path: Any) -> None:
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, b'closed True False\n', b'')
     assert not list((tmp_path / 'node-ipc').iterdir())
+
+
+def test_the_error_of_an_attempt_is_told_as_its_own_though_handlers_are_late(make: Any, tmp_path: Any) -> None:
+    path, log, gate = str(tmp_path / 'world.sock'), Log(), threading.Event()
+
+    def listen() -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen()
+        return listener
+
+    def handle(type: str, *arguments: Any) -> None:
+        log(type, *arguments)
+        if type == 'wait':
+            gate.wait(20)
+
+    with listen() as listener:
+        client = make().connect_to('world', path, lambda client: client.on('*', handle))
+        with listener.accept()[0] as peer:
+            peer.sendall(b'{"type":"wait"}\f')
+            log.wait('wait')
+    os.unlink(path)
+    eventually(lambda: client._attempt_error is not None)  # an attempt has failed, and the handlers have not heard of it
+    with listen() as listener, listener.accept()[0] as peer:
+        peer.sendall(b'nonsense\f')
+        assert peer.recv(1) == b''
+        eventually(lambda: isinstance(client._last_error, ProtocolError))
+    gate.set()
+    log.wait('error', 2)
+    client.disconnect()
+    os.unlink(path)
+    kinds = [type if type != 'error' else arguments[0].__class__.__name__ for type, *arguments in log.events[:7]]
+    assert kinds == ['connect', 'wait', 'disconnect', 'FileNotFoundError', 'connect', 'ProtocolError', 'disconnect']
