@@ -15,13 +15,13 @@ import logging
 import socket
 import struct
 import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Tuple, Union
 
 from .config import Config
 from .deadline import Deadline
 from .errors import EmitTimeout, IPCError, NotConnectedError, ProtocolError, retold
+from .messageclock import MessageClock
 from .parsers import Codec
 from .reactor import READ, WRITE, Owned, Reactor, Timer
 from .wire import BACKPRESSURE, MESSAGE_TIMEOUT
@@ -44,9 +44,6 @@ _BLOCK_BYTES = 64 << 10
 
 # What one turn of the reactor writes for one connection, and with its lock held.
 _FLUSH_BYTES = 1 << 20
-
-# By which a timer is late only if the reactor was kept from its work: by handlers of its own (workers = 0), for one.
-_LATE_SECONDS = 0.05
 
 _NO_SIGPIPE = getattr(socket, 'MSG_NOSIGNAL', 0)
 
@@ -82,11 +79,10 @@ class Connection(Owned):
     """A connected stream socket. `name` is what error messages call the other end, `tls` what it is encrypted with."""
 
     __slots__ = (
-        '_closing', '_cuts_stalled', '_decoder', '_discard', '_ended', '_frame_began', '_frame_timer', '_half_closed',
-        '_lock', '_lost', '_max_pending', '_message_timeout', '_open', '_outbox', '_owner', '_peeked', '_pending',
-        '_reactor', '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_stalled_at', '_strand',
-        '_timer', '_tls', '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in',
-        'messages_out', 'name',
+        '_clock', '_closing', '_cuts_stalled', '_decoder', '_discard', '_ended', '_half_closed', '_lock', '_lost',
+        '_max_pending', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor', '_reading', '_recv', '_room',
+        '_send', '_send_error', '_sock', '_stall', '_stalled_at', '_strand', '_timer', '_tls', '_undelivered',
+        '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
     )
 
     def __init__(
@@ -109,7 +105,8 @@ class Connection(Owned):
         self._reactor = reactor
         self._strand = strand
         self._decoder = codec.decoder()
-        self._message_timeout = codec.message_timeout
+        limit = codec.message_timeout
+        self._clock = None if limit is None else MessageClock(limit, reactor, self._message_is_late)
         self._cuts_stalled = codec.cuts_stalled
         self._max_pending = config.max_pending_bytes
         self._stall = config.stall_timeout / 1000
@@ -142,8 +139,6 @@ class Connection(Owned):
         self._half_closed = False
         self._watched = 0
         self._timer: Optional[Timer] = None
-        self._frame_began: Optional[float] = None  # when the first byte of an unfinished message came
-        self._frame_timer: Optional[Timer] = None
         self._peeked: Optional[Tuple[int, int]] = None
 
     # Any thread
@@ -268,9 +263,10 @@ class Connection(Owned):
             return
         self.closed = True  # before the next line, which wakes those who wait in flush()
         self._refuse_sends()
-        for timer in (self._timer, self._frame_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._clock is not None:
+            self._clock.stop()
         self._reading = False
         self._reactor.watch(self._sock, self._watched, 0, self._ready)
         self._watched = 0
@@ -518,36 +514,20 @@ class Connection(Owned):
         if failure is not None:
             self.stop_reading()
             self._owner._connection_broken(self, failure)
-        elif self._message_timeout is not None:
-            self._note_frame(bool(events))
+        elif self._clock is not None:
+            self._time_message(bool(events))
         return failure is None
 
-    def _note_frame(self, ended: bool) -> None:
-        """Note when the message began that is not complete: with this chunk, if another `ended` in it."""
-        if not self._decoder.is_inside_frame:  # type: ignore[attr-defined]  # which whoever has a timeout has
-            self._frame_began = None
-        elif ended or self._frame_began is None:
-            self._frame_began = time.monotonic()
-            if self._frame_timer is None:
-                self._frame_timer = self._reactor.call_later(self._message_timeout or 0, self._check_frame)
+    def _time_message(self, anew: bool) -> None:
+        if self._clock is not None:
+            self._clock.note(self._reading and self._decoder.is_inside_frame, anew)  # type: ignore[attr-defined]  # it has
 
-    def _check_frame(self) -> None:
-        self._frame_timer = None
-        began, limit = self._frame_began, self._message_timeout or 0
-        if began is None or self._closing:
-            return
-        now = time.monotonic()
-        late = now - began - limit
-        if not self._reading:  # it is our handlers who are late
-            began = self._frame_began = now
-        elif late > _LATE_SECONDS:  # it is this thread, and the rest may have come and not been read: as long again
-            began = self._frame_began = now - limit + min(late, limit)
-        if now < began + limit:
-            self._frame_timer = self._reactor.call_later(began + limit - now, self._check_frame)
-            return
-        self.stop_reading()
-        why = f'{self.name}: a message was not complete {limit} s after its first byte (config.message_timeout)'
-        self._owner._connection_broken(self, ProtocolError(MESSAGE_TIMEOUT, why))
+    def _message_is_late(self) -> None:
+        assert self._clock is not None
+        if not self._closing:
+            self.stop_reading()
+            why = f'a message was not complete {self._clock.limit} s after its first byte (config.message_timeout)'
+            self._owner._connection_broken(self, ProtocolError(MESSAGE_TIMEOUT, f'{self.name}: {why}'))
 
     def _drained(self) -> None:
         self._reactor.call(self._resume)
@@ -555,8 +535,7 @@ class Connection(Owned):
     def _resume(self) -> None:
         if not (self._closing or self._ended or self.closed):
             self._reading = True
-            if self._frame_began is not None:
-                self._frame_began = time.monotonic()
+            self._time_message(True)
             self._update()
             self._read_ahead()
 
