@@ -26,7 +26,7 @@ from .log import logger
 from .reactor import Timer
 from .reentry import calls_out
 from .role import Log, Role, assured_needs_tls
-from .socketfile import check_assured_path
+from .socketroot import check_assured_path
 from .wire import NO_DATA, Payload
 from .workers import Strand
 

@@ -31,7 +31,7 @@ from .errors import ConfigError, NotConnectedError, retold
 from .log import logger
 from .role import assured_needs_tls
 from .server import Carrier, Server, Socket
-from .socketfile import check_assured_path, verify_root
+from .socketroot import check_assured_path, verify_root
 from .tally import Tally
 from .wire import NO_DATA, Payload
 

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from nodeipc import Config, ConfigError, socketfile
+from nodeipc import Config, ConfigError, direntry, socketfile, socketroot
 
 from .conftest import Log, eventually
 
@@ -330,7 +330,7 @@ def test_a_root_that_is_made_in_a_directory_to_come_is_its_owners_alone(make: An
 def test_without_proc_the_umask_takes_from_the_mode(
     make: Any, monkeypatch: pytest.MonkeyPatch, umask: Any, tmp_path: Path, root: Path, mask: int, expected: int
 ) -> None:
-    monkeypatch.setattr(socketfile, '_DESCRIPTORS', str(tmp_path / 'no-proc'))
+    monkeypatch.setattr(direntry, '_DESCRIPTORS', str(tmp_path / 'no-proc'))
     root.mkdir(0o700)
     leave_socket(root / 'app.world')
     umask(mask)
@@ -560,7 +560,7 @@ def test_a_link_in_the_place_of_the_socket_opens_no_file(
     make: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, public: Path, around_bind: Any, without: str
 ) -> None:
     if without:
-        monkeypatch.setattr(socketfile, '_DESCRIPTORS', str(tmp_path / 'no-proc'))
+        monkeypatch.setattr(direntry, '_DESCRIPTORS', str(tmp_path / 'no-proc'))
     private = tmp_path / 'private'
     private.write_text('secret')
     private.chmod(0o600)
@@ -938,19 +938,19 @@ def test_a_socket_that_is_given_counts_as_of_who_serves_it(make: Any, public: Pa
 def test_a_path_directly_in_a_secured_root_is_assured(tmp_path: Path) -> None:
     config = Config(socket_root=f'{tmp_path}/nowhere/')
     for path in ('app.world', 'x', '/x', './x', '...', 'a..b'):
-        socketfile.check_assured_path(f'{tmp_path}/nowhere/{path}', config)
-    socketfile.check_assured_path('/x', Config(socket_root='/'))
+        socketroot.check_assured_path(f'{tmp_path}/nowhere/{path}', config)
+    socketroot.check_assured_path('/x', Config(socket_root='/'))
     with pytest.raises(ConfigError, match='directly inside'):
-        socketfile.check_assured_path('/', Config(socket_root='/'))
+        socketroot.check_assured_path('/', Config(socket_root='/'))
     assert not (tmp_path / 'nowhere').exists()
 
 
 def test_a_relative_path_may_be_assured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    socketfile.check_assured_path('root/x', Config(socket_root=f'{tmp_path}/root/'))
-    socketfile.check_assured_path(f'{tmp_path}/root/x', Config(socket_root='root/'))
+    socketroot.check_assured_path('root/x', Config(socket_root=f'{tmp_path}/root/'))
+    socketroot.check_assured_path(f'{tmp_path}/root/x', Config(socket_root='root/'))
     with pytest.raises(ConfigError, match='directly inside'):
-        socketfile.check_assured_path('x', Config(socket_root=f'{tmp_path}/root/'))
+        socketroot.check_assured_path('x', Config(socket_root=f'{tmp_path}/root/'))
 
 
 NOT_ASSURED: List[Tuple[str, str]] = [
@@ -972,38 +972,38 @@ NOT_ASSURED: List[Tuple[str, str]] = [
 @pytest.mark.parametrize(('path', 'why'), NOT_ASSURED)
 def test_other_paths_are_not_assured(path: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why) as caught:
-        socketfile.check_assured_path(path, Config(socket_root='/run/root/'))
+        socketroot.check_assured_path(path, Config(socket_root='/run/root/'))
     assert str(caught.value).startswith(repr(path.replace('\0', '@')))
     assert str(caught.value).endswith('[ERR_IPC_ASSURED_TRANSPORT]')
 
 
 def test_no_path_is_assured_in_a_root_that_is_not_secured() -> None:
     with pytest.raises(ConfigError, match=r"'/run/root/x': .*secure_socket_root = True \[ERR_IPC_ASSURED_TRANSPORT\]$"):
-        socketfile.check_assured_path('/run/root/x', Config(socket_root='/run/root/', secure_socket_root=False))
+        socketroot.check_assured_path('/run/root/x', Config(socket_root='/run/root/', secure_socket_root=False))
 
 
 def test_a_root_of_ours_alone_is_verified_and_none_is_made(make: Any, root: Path, tmp_path: Path) -> None:
     config = Config()
     with pytest.raises(FileNotFoundError) as caught:
-        socketfile.verify_root(config)
+        socketroot.verify_root(config)
     assert caught.value.filename == str(root)
     assert not root.exists()
     make().serve().start()
-    socketfile.verify_root(config)
+    socketroot.verify_root(config)
     for open_to in (0o710, 0o701, 0o704, 0o777):
         root.chmod(open_to)
         with pytest.raises(PermissionError, match='make it 0700'):
-            socketfile.verify_root(config)
+            socketroot.verify_root(config)
         assert mode(root) == open_to
     root.chmod(0o1700)
     with pytest.raises(PermissionError, match='is shared'):
-        socketfile.verify_root(config)
+        socketroot.verify_root(config)
     root.chmod(0o700)
     (tmp_path / 'link').symlink_to(root)
     (tmp_path / 'file').write_text('')
     for name in ('link', 'file'):
         with pytest.raises(OSError, match='must be a directory and no symbolic link'):
-            socketfile.verify_root(Config(socket_root=f'{tmp_path}/{name}/'))
+            socketroot.verify_root(Config(socket_root=f'{tmp_path}/{name}/'))
 
 
 @needs_root
@@ -1011,4 +1011,4 @@ def test_a_root_of_another_user_is_not_verified(root: Path) -> None:
     root.mkdir(0o700)
     os.chown(root, STRANGER, STRANGER)
     with pytest.raises(PermissionError, match='is shared'):
-        socketfile.verify_root(Config())
+        socketroot.verify_root(Config())
