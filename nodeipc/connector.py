@@ -19,7 +19,8 @@ from .reactor import WRITE, Owned, Reactor, Timer
 if TYPE_CHECKING:  # imported by clients that have TLS
     from ssl import SSLContext
 
-    from .tlsstream import Handshake, TLSStream
+    from .handshake import Handshake
+    from .tlsstream import TLSStream
 
 # A Unix server whose backlog is full refuses at once instead of letting us wait; so we ask again.
 _BACKLOG_RETRY_SECONDS = 0.02
@@ -170,8 +171,9 @@ class Connector(Owned):
             self._shake_hands(sock, self._context)
 
     def _shake_hands(self, sock: socket.socket, context: SSLContext) -> None:
+        from .handshake import Handshake
         from .tls import server_name
-        from .tlsstream import Handshake, TLSStream
+        from .tlsstream import TLSStream
 
         def done(tls: TLSStream) -> None:
             self._handshake = None

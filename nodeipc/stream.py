@@ -38,7 +38,8 @@ from .wire import NO_DATA, Payload
 if TYPE_CHECKING:  # imported by servers that have TLS
     from ssl import SSLContext
 
-    from .tlsstream import Lobby, TLSStream
+    from .handshake import Lobby
+    from .tlsstream import TLSStream
 
 
 # Of what a client has said, read when it is refused.
@@ -181,7 +182,7 @@ class StreamServer(Server):
         self._strangers = Tally(post, reactor, self._report_strangers)
         self._failed_handshakes = Tally(post, reactor, self._report_failed_handshakes)
         if self._context is not None:
-            from .tlsstream import Lobby
+            from .handshake import Lobby
 
             config = self._config
             self._lobby = Lobby(

@@ -281,12 +281,17 @@ def explained(error: ssl.SSLError, peer: str) -> ssl.SSLError:
     return told
 
 
+def is_end(error: ssl.SSLError) -> bool:
+    """Whether all that an error says is that the peer is gone. Which it is depends on the versions of OpenSSL and Python."""
+    return isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)) or 'UNEXPECTED_EOF' in (error.reason or '')
+
+
 def _meaning(error: ssl.SSLError, peer: str) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         what = _CERTIFICATE.get(error.verify_code, 'was not accepted')
         return f'the certificate of {peer} {what} ({error.verify_message})'
     reason = error.reason or ''
-    if isinstance(error, ssl.SSLEOFError) or 'UNEXPECTED_EOF' in reason:
+    if is_end(error):
         certificate = 'the certificate of this server' if peer == 'the client' else 'our certificate, if it wants one'
         return f'{peer} closed the connection during the handshake; does it speak TLS, and trust {certificate}?'
     for parts, meaning in _REASONS:

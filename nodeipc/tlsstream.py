@@ -1,7 +1,7 @@
-"""TLS over a connected socket: a stream that sends and receives as a plain socket does, and the handshake before it.
+"""TLS over a connected socket: a stream that sends and receives as a plain socket does.
 
-Connections write to a `TLSStream` and read from it on the same path as TCP; the bytes pass through OpenSSL in between, by
-way of memory, so that it never touches a socket. Handshakes are states of the reactor: nothing waits for a peer.
+Connections write to it and read from it on the same path as TCP; the bytes pass through OpenSSL in between, by way of
+memory, so that it never touches a socket and nothing ever waits for a peer.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import socket
 import ssl
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Union
 
 from .errors import retold
-from .reactor import READ, WRITE, Owned, Reactor, Timer
-from .tls import BROKEN_VERSIONS, NOT_TLS, explained
+from .tls import BROKEN_VERSIONS, NOT_TLS, explained, is_end
 
 # The plain bytes of one record, RFC 8446, 5.1. Each is given to the socket by itself: the peer decrypts one while we encrypt
 # the next; 16 MiB took a quarter longer, at least, four at a time.
@@ -36,10 +35,6 @@ _PROBATION_SECONDS = 10.0
 # What the protocol itself may have to say (alerts, new keys) to a peer that does not read.
 _MAX_UNSENT_BYTES = 256 << 10
 
-# Handshakes of one server at a time, at least, with clients who have said nothing yet, and as many with others. A new one
-# takes the place of the oldest of its kind, so that peers who connect and say nothing, however many, keep out nobody.
-_MIN_HANDSHAKES = 256
-
 _NO_SIGPIPE = getattr(socket, 'MSG_NOSIGNAL', 0)
 
 Block = Union[bytes, bytearray, memoryview]
@@ -53,8 +48,9 @@ class TLSStream:
     """
 
     __slots__ = (
-        '_deaf', '_ended', '_failure', '_header', '_heard', '_in_use', '_incoming', '_lock', '_outgoing', '_peer',
-        '_proven', '_said_goodbye', '_sock', '_taken', '_tls', '_to_come', '_unsent', '_waits_for_peer', 'bytes_out',
+        '_cut', '_deaf', '_ended', '_failure', '_header', '_heard', '_in_use', '_incoming', '_lock', '_outgoing',
+        '_peer', '_proven', '_said_goodbye', '_sock', '_taken', '_tls', '_to_come', '_unsent', '_waits_for_peer',
+        'bytes_out',
     )
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: Optional[str] = None) -> None:
@@ -82,6 +78,7 @@ class TLSStream:
         self._deaf = False  # nothing can be decrypted any more, and nobody is there to read it
         self._heard = False  # the peer, since the handshake
         self._proven = 0.0  # when a connection on which nothing was heard counts as one that stood
+        self._cut = False  # the connection has ended
         self._ended = False
         self._failure: Optional[OSError] = None
 
@@ -229,6 +226,7 @@ class TLSStream:
             self._follow(chunk)
         else:
             self._incoming.write_eof()
+            self._cut = True
 
     def _follow(self, chunk: bytes) -> None:
         """Keep track of where records end: OpenSSL does not tell an end inside of one from an end between two.
@@ -252,26 +250,25 @@ class TLSStream:
             while True:
                 part = self._tls.read(_RECORD_BYTES)
                 if not part:
-                    self._ended = True
                     break
                 parts.append(part)
+            ended = True
         except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            self._ended = True
+            ended = False
         except ssl.SSLError as error:
-            if isinstance(error, ssl.SSLEOFError) or 'UNEXPECTED_EOF' in (error.reason or ''):
-                self._failure = self._explain_end(bool(parts))
-                self._ended = self._failure is None
-            else:
+            ended = is_end(error)
+            if not ended:
                 self._failure = explained(error, self._peer)
+        if ended:
+            self._failure = self._explain_end(bool(parts))
+            self._ended = self._failure is None
         return parts
 
     def _explain_end(self, heard: bool) -> Optional[OSError]:
-        """Return what is wrong with an end without a goodbye, if anything."""
+        """Return what is wrong with the end, if anything. A close_notify is noticed before the end of the connection."""
         if self._header or self._to_come:
             return OSError(errno.ECONNRESET, f'{self._peer} ended it in the middle of a TLS record')
-        if self.is_on_probation and not heard:  # Node does so, when TLS 1.3 is done on our side already
+        if self._cut and self.is_on_probation and not heard:  # Node does so, when TLS 1.3 is done on our side already
             why = 'the server ended it before it said anything; if it asks for certificates, does it trust ours?'
             return OSError(errno.ECONNRESET, why)
         return None
@@ -300,150 +297,3 @@ class TLSStream:
             if error.errno == errno.ENOBUFS:
                 raise
             # Else whoever sends or receives next will hear of it.
-
-
-class Handshake(Owned):
-    """A handshake on a reactor: `done` gets the stream, or `failed` the error when the socket is closed.
-
-    `make` makes the stream when it is needed: with `speak_first` at once, else when the peer has said something. For the
-    reactor thread.
-    """
-
-    __slots__ = ('_done', '_failed', '_make', '_over', '_reactor', '_sock', '_stream', '_watched')
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        make: Callable[[], TLSStream],
-        reactor: Reactor,
-        done: Callable[[TLSStream], Any],
-        failed: Callable[[OSError], Any],
-    ) -> None:
-        self._sock = sock
-        self._make = make
-        self._stream: Optional[TLSStream] = None
-        self._reactor = reactor
-        self._done = done
-        self._failed = failed
-        self._watched = 0
-        self._over = False
-
-    def start(self, speak_first: bool) -> None:
-        """Begin."""
-        self._reactor.owned.add(self)
-        if speak_first:
-            self._step(0)
-        else:
-            self._watch(READ)
-
-    def hear(self) -> bool:
-        """Go on if the peer has said something, which the reactor has not come to; False if not."""
-        try:
-            heard = bool(self._sock.recv(1, socket.MSG_PEEK))
-        except OSError:
-            heard = False
-        if heard:
-            self._step(READ)
-        return heard
-
-    def cancel(self) -> None:
-        """Give up, silently, and close the socket."""
-        self._finish()
-        self._sock.close()
-
-    def fail(self, error: OSError) -> None:
-        """Give up, and close the socket."""
-        self.cancel()
-        self._failed(error)
-
-    def abandon(self) -> None:
-        self._sock.close()
-
-    def _step(self, mask: int) -> None:
-        if self._over:
-            return  # given up in this very turn of the reactor
-        try:
-            if self._stream is None:
-                self._stream = self._make()
-            done = self._stream.handshake()
-        except (OSError, ValueError) as error:
-            self.fail(error if isinstance(error, OSError) else OSError(errno.EPROTO, str(error)))
-            return
-        if done:
-            self._finish()
-            self._done(self._stream)
-        else:
-            self._watch(READ | (WRITE if self._stream.wants_to_write else 0))
-
-    def _watch(self, wanted: int) -> None:
-        self._reactor.watch(self._sock, self._watched, wanted, self._step)
-        self._watched = wanted
-
-    def _finish(self) -> None:
-        self._over = True
-        self._watch(0)
-        self._reactor.owned.discard(self)
-
-
-class Lobby:
-    """Clients of a server that are shaking hands, each for `timeout` seconds at most, and not too many at a time.
-
-    `admitted` gets each socket with its address and its stream, `refused` the error and the address. For the reactor thread.
-    """
-
-    def __init__(
-        self,
-        context: ssl.SSLContext,
-        reactor: Reactor,
-        timeout: float,
-        places: int,
-        admitted: Callable[[socket.socket, Any, TLSStream], Any],
-        refused: Callable[[OSError, Any], Any],
-    ) -> None:
-        self._context = context
-        self._reactor = reactor
-        self._timeout = timeout
-        self._places = max(places, _MIN_HANDSHAKES)
-        self._admitted = admitted
-        self._refused = refused
-        # Those who have said nothing yet, and the others, who take more memory; the oldest first. With their addresses.
-        self._silent: Dict[Handshake, Tuple[Any, Timer]] = {}
-        self._speaking: Dict[Handshake, Tuple[Any, Timer]] = {}
-
-    def enter(self, sock: socket.socket, address: Any) -> None:
-        """Shake hands with whoever has connected."""
-
-        def listen() -> TLSStream:
-            self._speaking[guest] = self._silent.pop(guest)
-            if len(self._speaking) > self._places:
-                next(iter(self._speaking)).fail(self._displaced())
-            return TLSStream(sock, self._context)
-
-        guest = Handshake(
-            sock,
-            listen,
-            self._reactor,
-            lambda stream: self._admitted(sock, self._leave(guest), stream),
-            lambda error: self._refused(error, self._leave(guest)),
-        )
-        late = OSError(errno.ETIMEDOUT, f'it took longer than {self._timeout} s (config.connect_timeout)')
-        self._silent[guest] = address, self._reactor.call_later(self._timeout, lambda: guest.fail(late))
-        guest.start(speak_first=False)
-        if len(self._silent) > self._places:
-            oldest = next(iter(self._silent))
-            if not oldest.hear():
-                oldest.fail(self._displaced())
-
-    def close(self) -> None:
-        """Send everybody away."""
-        for guest in (*self._silent, *self._speaking):
-            guest.cancel()
-            self._leave(guest)
-
-    def _displaced(self) -> OSError:
-        return OSError(errno.EBUSY, f'{self._places} others have begun since, and it was not done')
-
-    def _leave(self, guest: Handshake) -> Any:
-        address, timer = (self._silent if guest in self._silent else self._speaking).pop(guest)
-        timer.cancel()
-        return address
