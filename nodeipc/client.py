@@ -358,12 +358,12 @@ class Client(Role, Owner):
             tls,
         )
         self._socket = connection
-        self._strand.post(self._announce, connection, True)
         with self._lock:
             self._past['connections'] += 1
             if not self._closing:
                 self._connection = connection
             self._changed.notify_all()
+        self._strand.post(self._announce, connection, True)  # now, for handlers may look; nothing is read before start()
         connection.start()
 
     def _refused(self, error: OSError) -> None:

@@ -528,3 +528,20 @@ def test_the_error_of_an_attempt_is_told_as_its_own_though_handlers_are_late(mak
     os.unlink(path)
     kinds = [type if type != 'error' else arguments[0].__class__.__name__ for type, *arguments in log.events[:7]]
     assert kinds == ['connect', 'wait', 'disconnect', 'FileNotFoundError', 'connect', 'ProtocolError', 'disconnect']
+
+
+def test_a_client_is_connected_when_its_handlers_hear_of_it(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    post = nodeipc.workers.Strand.post
+
+    def post_and_wait(self: Any, function: Any, *arguments: Any) -> None:
+        post(self, function, *arguments)
+        if function.__name__ == '_announce':
+            eventually(lambda: seen)  # the handlers are as fast as they can be
+
+    monkeypatch.setattr(nodeipc.workers.Strand, 'post', post_and_wait)
+    seen: List[bool] = []
+    ipc = make()
+    ipc.serve().start()
+    client = ipc.connect_to('world', lambda client: client.on('connect', lambda: seen.append(client.connected)))
+    assert client.wait_connected(20)
+    assert seen == [True]
