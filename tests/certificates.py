@@ -7,6 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict
 
+# What Python's own contexts ask for, from 3.13 on (VERIFY_X509_STRICT).
+_CA_KEY_USAGE = 'keyUsage=critical,keyCertSign,cRLSign'
+_KEY_IDENTIFIERS = 'subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n'
+
 # Whom the server's certificate is for.
 _HERE = 'subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1'
 
@@ -32,6 +36,7 @@ class Certificates:
     other-ca   a CA that nobody trusts
     stranger   as server and as client, signed by other-ca
     selfsigned as server, signed by itself
+    rsa        as server, with an RSA key
     ========== ================================================
     """
 
@@ -66,16 +71,17 @@ class Certificates:
     def _make(self, name: str) -> None:
         if (self._directory / f'{name}.pem').exists():
             return
-        key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-keyout', f'{name}.key']
+        kind = ['rsa:2048'] if name == 'rsa' else ['ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1']
+        key = ['-newkey', *kind, '-keyout', f'{name}.key']
         key += ['-passout', f'pass:{self.passphrase}'] if name == 'encrypted' else ['-nodes']
         if name in ('ca', 'other-ca', 'selfsigned'):
-            extension = ['-addext', _HERE] if name == 'selfsigned' else []
+            extension = ['-addext', _HERE if name == 'selfsigned' else _CA_KEY_USAGE]
             self._run('req', '-x509', *key, '-days', '2', '-subj', f'/CN={name}', *extension, '-out', f'{name}.pem')
             return
         ca = 'other-ca' if name == 'stranger' else 'ca'
         self._make(ca)
         extension = 'subjectAltName=DNS:elsewhere.example' if name == 'elsewhere' else _HERE
-        (self._directory / f'{name}.ext').write_text('' if name == 'client' else f'{extension}\n')
+        (self._directory / f'{name}.ext').write_text(_KEY_IDENTIFIERS + ('' if name == 'client' else f'{extension}\n'))
         self._run('req', *key, '-subj', f'/CN={name}', '-out', f'{name}.csr')
         signed = ['-CA', f'{ca}.pem', '-CAkey', f'{ca}.key', '-set_serial', str(abs(hash(name)))]
         signed += ['-days', '-1' if name == 'expired' else '2', '-extfile', f'{name}.ext']
