@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Callable, Collection, Dict, Iterable, Mapping, NamedTuple, Optional, Type, Union
+from typing import TYPE_CHECKING, Any, Callable, Collection, Dict, Iterator, Mapping, NamedTuple, Optional, Type, Union
 
 from .errors import ConfigError
 from .log import to_stdout
@@ -139,11 +138,12 @@ def _is_collection(value: Any) -> bool:
 
 
 def _path(value: Any) -> str | None:
-    return None if isinstance(value, (str, os.PathLike)) and value else 'a path'
+    is_path = isinstance(value, (str, os.PathLike)) and value and not (isinstance(value, str) and '-----BEGIN' in value)
+    return None if is_path else 'the path of a PEM file, not empty and not its text'
 
 
 def _paths(value: Any) -> str | None:
-    return None if not _path(value) or _several(value, _path) else 'a path, or a list of paths'
+    return None if not _path(value) or _several(value, _path) else 'the path of a PEM file, not its text, or a list of paths'
 
 
 def _pem(value: Any) -> str | None:
@@ -151,7 +151,7 @@ def _pem(value: Any) -> str | None:
 
 
 def _pems(value: Any) -> str | None:
-    return None if not _pem(value) or _several(value, _pem) else 'PEM text or bytes, or a list of them'
+    return None if not _pem(value) or _several(value, _pem) else 'PEM text or bytes, or a list of them, not empty'
 
 
 def _secret(value: Any) -> str | None:
@@ -173,6 +173,14 @@ _TLS_FIELDS: Dict[str, Check] = {
     'reject_unauthorized': _flag,
     'server_name': _text,
 }
+_TLS_HINTS = {
+    'key': 'private is the path of the key',
+    'cert': 'public is the path of the certificate',
+    'trustedConnections': 'in Python it is trusted_connections',
+    'rejectUnauthorized': 'in Python it is reject_unauthorized',
+    'requestCert': 'in Python it is request_cert',
+    'servername': 'in Python it is server_name',
+}
 
 
 def _tls(value: Any) -> str | None:
@@ -184,10 +192,32 @@ def _tls(value: Any) -> str | None:
     for name, given in value.items():
         check = _TLS_FIELDS.get(name)
         if check is None:
-            return f'a mapping of its settings: {_unknown(name, _TLS_FIELDS)}'
+            hint = _TLS_HINTS.get(name) or f'there are {", ".join(_TLS_FIELDS)}; for anything else give an ssl.SSLContext'
+            return f'a mapping of its settings: there is no {name!r}; {hint}'
         if check(given):
-            return f'a mapping in which {name!r} is {check(given)}, not of the type {given.__class__.__name__}'
+            return f'a mapping in which {name!r} is {check(given)} (it has the type {given.__class__.__name__})'
     return None
+
+
+class _TLSSettings(Mapping[str, Any]):
+    """A mapping for `tls` as it was checked, which shows no secret."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = {
+            name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in settings.items()
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        return self._settings[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settings)
+
+    def __len__(self) -> int:
+        return len(self._settings)
+
+    def __repr__(self) -> str:
+        return repr({name: '...' if name == 'passphrase' else value for name, value in self._settings.items()})
 
 
 def _is_ssl_context(value: Any) -> bool:
@@ -410,7 +440,7 @@ class Config:
     def __setattr__(self, name: str, value: Any) -> None:
         field = _FIELDS.get(name)
         if field is None:
-            raise AttributeError(_unknown(name, _FIELDS))
+            raise AttributeError(_unknown(name))
         if name == 'interface' and isinstance(value, Mapping):
             try:
                 value = Interface(**value)
@@ -421,27 +451,23 @@ class Config:
             shown = '' if name == 'tls' else f', not {value!r}'
             raise ConfigError(f'{name} must be {wanted}{shown} ({field.reason})')
         if name == 'tls' and isinstance(value, Mapping):
-            value = MappingProxyType(dict(value))  # or it could be changed unchecked
+            value = _TLSSettings(value)
+        elif name in ('allowed_events', 'allowed_uids') and value is not None:
+            value = tuple(value)  # the application's own may change
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name if name.startswith('__') else _unknown(name, _FIELDS))
+        raise AttributeError(name if name.startswith('__') else _unknown(name))
 
     def __repr__(self) -> str:
-        return 'Config({})'.format(', '.join(f'{name}={_shown(getattr(self, name))}' for name in _FIELDS))
+        return 'Config({})'.format(', '.join(f'{name}={getattr(self, name)!r}' for name in _FIELDS))
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, MappingProxyType):  # tls
-        return repr({name: '...' if name == 'passphrase' else given for name, given in value.items()})
-    return repr(value)
-
-
-def _unknown(name: Any, known: Iterable[str]) -> str:
+def _unknown(name: str) -> str:
     import difflib  # for the mistake only
 
-    snake_case = ''.join('_' + letter.lower() if letter.isupper() else letter for letter in str(name))
-    near = difflib.get_close_matches(snake_case, known, n=1, cutoff=0)
+    snake_case = ''.join('_' + letter.lower() if letter.isupper() else letter for letter in name)
+    near = difflib.get_close_matches(snake_case, _FIELDS, n=1, cutoff=0)
     return f'there is no setting {name!r}; did you mean {near[0]!r}?'
 
 

@@ -12,6 +12,7 @@ input resets it and destroys what is in flight), closed. `abort` goes straight t
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import struct
 import threading
@@ -187,7 +188,7 @@ class Connection(Owned):
         """
         with self._lock:
             while not self._wait(self._has_room, stall.remaining):
-                if self.progress == before:
+                if self._takes_nothing_since(before):
                     self._reactor.call(self.abort, self._stalled())
                     return
                 before, stall = self.progress, Deadline(self._stall)
@@ -307,12 +308,20 @@ class Connection(Owned):
             before, stall = self._stalled_at
             if self._wait(self._has_room, deadline.sooner(stall).remaining):
                 return True
-            if not stall.remaining and self.progress == before:
+            if not stall.remaining and self._takes_nothing_since(before):
                 self._open = False
                 self._reactor.call(self.abort, self._stalled())
                 return True
             if deadline.timeout is not None and not deadline.remaining:
                 return False
+
+    def _takes_nothing_since(self, before: int) -> bool:
+        """Whether `progress` is what it was `before`, and not because the reactor had no time to write."""
+        if self.progress == before and self._open and _is_writable(self._sock):
+            failure = self._write_outbox()
+            if failure is not None:
+                self._broken(failure)
+        return self.progress == before and self._open
 
     def _is_flushed(self) -> bool:
         return not self._pending or self.closed or self._send_error is not None
@@ -367,6 +376,30 @@ class Connection(Owned):
         self.messages_out += messages
         return True
 
+    def _write_outbox(self) -> Optional[OSError]:
+        """Write what is queued, as far as it goes in one turn; return what went wrong."""
+        budget, outbox = _FLUSH_BYTES, self._outbox
+        try:
+            if self._tls is not None:
+                self._tls.flush()
+            while outbox and budget > 0:
+                head = outbox[0]
+                sent = self._send(head, _NO_SIGPIPE)
+                self.bytes_out += sent
+                self._pending -= sent
+                budget -= sent
+                if sent == len(head):
+                    outbox.popleft()
+                elif isinstance(head, bytearray):
+                    del head[:sent]
+                else:
+                    outbox[0] = memoryview(head)[sent:]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            return error
+        return None
+
     def _broken(self, error: OSError) -> None:
         """Accept no more. What the peer sent before it went is still read, up to the end that this provokes."""
         self._open = False
@@ -416,33 +449,8 @@ class Connection(Owned):
             self._read()
 
     def _flush(self) -> None:
-        budget = _FLUSH_BYTES
-        outbox = self._outbox
-        failure: Optional[OSError] = None
         with self._lock:
-            if self._tls is not None:
-                try:
-                    self._tls.flush()
-                except OSError as error:
-                    failure, budget = error, 0
-            while outbox and budget > 0:
-                head = outbox[0]
-                try:
-                    sent = self._send(head, _NO_SIGPIPE)
-                except (BlockingIOError, InterruptedError):
-                    break
-                except OSError as error:
-                    failure = error
-                    break
-                self.bytes_out += sent
-                self._pending -= sent
-                budget -= sent
-                if sent == len(head):
-                    outbox.popleft()
-                elif isinstance(head, bytearray):
-                    del head[:sent]
-                else:
-                    outbox[0] = memoryview(head)[sent:]
+            failure = self._write_outbox()
             if failure is not None:
                 self._broken(failure)
             elif self._room is not None and self._pending <= self._max_pending:
@@ -465,7 +473,9 @@ class Connection(Owned):
         try:
             chunk = self._recv(_RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):
-            self._after_reading()
+            if self._tls is not None:
+                self._time_message(False)  # of a record some came
+                self._after_reading()
             return
         except OSError as error:
             # Not worth an error event of its own when we were leaving anyway, or when it is how we learn of the end. But an
@@ -520,7 +530,10 @@ class Connection(Owned):
 
     def _time_message(self, anew: bool) -> None:
         if self._clock is not None:
-            self._clock.note(self._reading and self._decoder.is_inside_frame, anew)  # type: ignore[attr-defined]  # it has
+            unfinished = self._decoder.is_inside_frame  # type: ignore[attr-defined]  # who has a clock has that
+            if self._tls is not None:
+                unfinished = unfinished or self._tls.is_inside_record
+            self._clock.note(self._reading and unfinished, anew)
 
     def _message_is_late(self) -> None:
         assert self._clock is not None
@@ -591,6 +604,15 @@ class Connection(Owned):
 def log_level(error: Exception) -> int:
     """A peer that breaks the rules or loses data is worth a warning; one that goes away is not."""
     return logging.WARNING if isinstance(error, IPCError) else logging.INFO
+
+
+def _is_writable(sock: socket.socket) -> bool:
+    """Whether the reactor would be told to write, if it asked now. A send could take some bytes before that."""
+    if not hasattr(select, 'poll'):
+        return bool(select.select((), (sock,), (), 0)[1])
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _unacknowledged(sock: socket.socket) -> int:

@@ -11,7 +11,7 @@ import traceback
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple
 
 from .config import Config, seconds
-from .errors import ProtocolError
+from .errors import ConfigError, ProtocolError
 from .profiles import Rules
 from .textcode import text_encoder
 from .wire import INVALID_MESSAGE, NO_DATA, Decoder, Event, EventDecoder, Parser, check_name, decode, encoder
@@ -178,6 +178,8 @@ class _CustomDecoder:
 def make_parser(config: Config) -> Codec:
     """Return the parser that the settings ask for. A class is called, with `config` if it takes an argument."""
     chosen: Any = config.parser
+    if config.raw_buffer and chosen == 'assured':
+        raise ConfigError("raw_buffer=True has no events, so parser='assured' would protect nothing; choose one of the two")
     if config.raw_buffer or chosen == 'raw':
         return _Raw(config)
     if isinstance(chosen, str):

@@ -26,7 +26,7 @@ def check_assured_path(path: str, config: Config) -> None:
     Such a path is directly inside a socket root that is secured, by its text, as node-ipc 14 sees it; no file is
     looked at.
     """
-    root = os.path.abspath(config.socket_root)
+    root = _absolute(config.socket_root)
     if not config.secure_socket_root:
         why = 'needs a socket root that is verified; set config.secure_socket_root = True'
     elif path.startswith('\0'):
@@ -42,7 +42,7 @@ def check_assured_path(path: str, config: Config) -> None:
 
 def verify_root(config: Config) -> None:
     """Raise OSError unless the socket root exists and is what a server would have made: a directory of ours alone."""
-    root = os.path.abspath(config.socket_root)
+    root = _absolute(config.socket_root)
     directory, found = _open_directory(root)
     os.close(directory)
     if found.st_mode & _OTHERS:
@@ -59,8 +59,8 @@ def open_root(path: str, config: Config) -> Optional[int]:
 
     Raises OSError.
     """
-    root = os.path.abspath(config.socket_root)
-    if os.path.commonpath([root, os.path.abspath(path)]) != root:
+    root = _absolute(config.socket_root)
+    if os.path.commonpath([root, _absolute(path)]) != root:
         return None
     try:
         _make_directories(root)
@@ -76,8 +76,18 @@ def open_root(path: str, config: Config) -> Optional[int]:
     return None
 
 
+def _absolute(path: str) -> str:
+    """As os.path.abspath, but for two slashes at the beginning, which it keeps and which mean one. Raises OSError."""
+    try:
+        whole = os.path.abspath(path)
+    except FileNotFoundError as error:
+        why = 'the directory that a relative path starts from is gone; give an absolute one'
+        raise OSError(error.errno, why, path) from error
+    return whole[1:] if whole.startswith('//') else whole
+
+
 def _is_directly_in(root: str, path: str) -> bool:
-    whole = os.path.abspath(path)
+    whole = _absolute(path)
     return os.path.dirname(whole) == root != whole
 
 

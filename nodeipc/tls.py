@@ -186,16 +186,16 @@ def _trust(context: ssl.SSLContext, who: str, complaint: str, **where: str) -> N
         raise ConfigError(f'{who}: {complaint} ({why})') from error
 
 
-def _readable(path: Any, what: str, who: str, or_directory: bool = False) -> str:
+def _readable(path: Union[str, os.PathLike[str]], what: str, who: str, or_directory: bool = False) -> str:
     """Return a path as text, if it can be read: OpenSSL does not say which of two cannot."""
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     try:
         if not (or_directory and os.path.isdir(path)):
             open(path, 'rb').close()
     except (OSError, ValueError) as error:
         why = getattr(error, 'strerror', None) or error
         raise ConfigError(f'{who}: {what}: cannot read {path!r}: {why}') from error
-    return str(path)
+    return path
 
 
 def _listed(value: Any) -> List[Any]:

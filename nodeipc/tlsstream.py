@@ -118,6 +118,11 @@ class TLSStream:
         return self._peer == 'the server' and not self._heard and time.monotonic() < self._proven
 
     @property
+    def is_inside_record(self) -> bool:
+        """Whether a record has begun and not ended."""
+        return bool(self._header or self._to_come)
+
+    @property
     def wants_to_write(self) -> bool:
         """Whether something waits until the socket takes more."""
         return bool(self._unsent)
@@ -266,7 +271,7 @@ class TLSStream:
 
     def _explain_end(self, heard: bool) -> Optional[OSError]:
         """Return what is wrong with the end, if anything. A close_notify is noticed before the end of the connection."""
-        if self._header or self._to_come:
+        if self.is_inside_record:
             return OSError(errno.ECONNRESET, f'{self._peer} ended it in the middle of a TLS record')
         if self._cut and self.is_on_probation and not heard:  # Node does so, when TLS 1.3 is done on our side already
             why = 'the server ended it before it said anything; if it asks for certificates, does it trust ours?'

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from typing import Any
 
 import pytest
@@ -107,6 +109,60 @@ def test_a_copy_is_independent() -> None:
     twin.retry = 6
     twin.interface.local_port = 7
     assert (config.retry, config.interface.local_port) == (5, None)
+
+
+KEY = '-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n'
+
+
+@pytest.mark.parametrize(
+    ('tls', 'why'),
+    [
+        ({'private': KEY}, "'private' is the path of a PEM file, not empty and not its text"),
+        ({'public': ''}, "'public' is the path of a PEM file, not empty"),
+        ({'trusted_connections': ['ca.pem', KEY]}, 'is the path of a PEM file, not its text, or a list'),
+        ({'trusted_connections': []}, "'trusted_connections' is the path"),
+        ({'ca': []}, "'ca' is PEM text or bytes, or a list of them, not empty"),
+        ({'ca': 5}, "'ca' is PEM text"),
+        ({'passphrase': 5}, "'passphrase' is a str or bytes"),
+        ({'request_cert': 'yes'}, "'request_cert' is True or False"),
+        ({'server_name': ''}, "'server_name' is a non-empty str"),
+        ({'key': 'x'}, "no 'key'; private is the path of the key"),
+        ({'cert': 'x'}, "no 'cert'; public is the path"),
+        ({'rejectUnauthorized': False}, "in Python it is reject_unauthorized"),
+        ({'minVersion': 'TLSv1.2'}, "no 'minVersion'; there are private, public, passphrase, .* an ssl.SSLContext"),
+        (True, 'an ssl.SSLContext, a mapping, or None, not of the type bool'),
+        ('server.pem', 'an ssl.SSLContext, a mapping, or None'),
+    ],
+    ids=str,
+)
+def test_wrong_settings_of_tls_are_refused_and_not_shown(tls: Any, why: str) -> None:
+    config = Config()
+    with pytest.raises(ConfigError, match=why) as caught:
+        config.tls = tls
+    assert 'secret' not in str(caught.value)
+    assert config.tls is None
+
+
+def test_settings_of_tls_show_no_secret_and_do_not_change() -> None:
+    given = {'private': 'x', 'passphrase': 'secret', 'trusted_connections': ['y']}
+    config = Config(tls=given)
+    given['trusted_connections'].append(5)  # type: ignore[attr-defined]
+    given['nonsense'] = 5
+    assert dict(config.tls or {}) == {'private': 'x', 'passphrase': 'secret', 'trusted_connections': ('y',)}
+    assert 'secret' not in repr(config) + repr(config.tls)
+    with pytest.raises(TypeError):
+        config.tls['private'] = 'z'  # type: ignore[index]
+    for twin in (config.copy(), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert twin.tls == config.tls
+
+
+def test_lists_that_the_application_changes_later_stay_as_they_were() -> None:
+    uids, events = [5], ['x']
+    config = Config(allowed_uids=uids, allowed_events=events)
+    uids.append(6)
+    events.clear()
+    assert (tuple(config.allowed_uids or ()), tuple(config.allowed_events or ())) == ((5,), ('x',))
+    assert (Config().allowed_uids, Config().allowed_events) == (None, None)
 
 
 def test_settings_are_read_when_an_endpoint_is_made(make: Any) -> None:

@@ -439,6 +439,10 @@ def test_a_root_of_another_user_is_refused(make: Any, public: Path, stranger: Ot
     assert stranger.ask('serve', None, socket_root=f'{public}/mine/') == 'EACCES'
     (public / 'mine').chmod(0o777)
     assert stranger.ask('serve', None, socket_root=f'{public}/mine/') == 'EPERM'
+    # POSIX lets two slashes mean something else, and os.path.abspath keeps them.
+    with pytest.raises(PermissionError, match=f'is shared .owner {STRANGER}'):
+        make(socket_root=f'/{public}/root/').serve().start()
+    assert stranger.ask('serve', None, socket_root=f'/{public}/mine/') == 'EPERM'
     assert os.listdir(public / 'mine') == []
 
 
@@ -966,6 +970,7 @@ NOT_ASSURED: List[Tuple[str, str]] = [
     ('/run/root/../x', "with '..'"),
     ('\0/run/root/x', 'abstract'),
     ('/', 'directly inside'),
+    ('//run/root/sub/x', 'directly inside'),
 ]
 
 
@@ -1012,3 +1017,23 @@ def test_a_root_of_another_user_is_not_verified(root: Path) -> None:
     os.chown(root, STRANGER, STRANGER)
     with pytest.raises(PermissionError, match='is shared'):
         socketroot.verify_root(Config())
+
+
+@pytest.mark.parametrize('path', ['/run/root/x', '//run/root/x', '///run/root/x', '/run//root/./x'])
+@pytest.mark.parametrize('root', ['/run/root/', '//run/root/', '/run/root//'])
+def test_a_path_is_assured_however_it_is_written(path: str, root: str) -> None:
+    socketroot.check_assured_path(path, Config(socket_root=root))
+
+
+def test_a_relative_path_from_a_directory_that_is_gone_is_named(tmp_path: Path) -> None:
+    program = (
+        'import os, nodeipc\n'
+        'os.mkdir("gone"); os.chdir("gone"); os.rmdir("../gone")\n'
+        'try: nodeipc.IPC().serve("x.sock").start()\n'
+        'except FileNotFoundError as error: print(error)\n'
+    )
+    environment = {**os.environ, 'PYTHONPATH': os.path.dirname(os.path.dirname(socketroot.__file__))}
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, timeout=60, check=True
+    )
+    assert done.stdout.decode().endswith("a relative path starts from is gone; give an absolute one: 'x.sock'\n")

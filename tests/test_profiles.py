@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
-from nodeipc import ConfigError, NotConnectedError, ProtocolError
+from nodeipc import ConfigError, EmitTimeout, NotConnectedError, ProtocolError
 from nodeipc.address import KNOWS_PEERS
 
 from .certificates import Certificates
@@ -566,14 +566,21 @@ def test_fast_has_no_rules_for_names(face: Any, side: str) -> None:
         assert end.log.wait(name, before + 1)[-1][0] == 'mine'
 
 
-@pytest.mark.parametrize('parser', ['guarded', 'assured'])
-def test_raw_buffer_overrides_the_profile(make: Any, parser: str) -> None:
-    """As in node-ipc; so an assured endpoint needs neither TLS nor a list then."""
-    server = make(parser=parser, raw_buffer=True, message_timeout=1).serve_net('127.0.0.1', 0)
+def test_assured_and_raw_contradict_each_other(make: Any) -> None:
+    """In node-ipc raw wins, and then nothing is assured."""
+    ipc = make(parser='assured', raw_buffer=True, allowed_events=['x'])
+    for endpoint in (ipc.serve, ipc.serve_net, lambda: ipc.connect_to('x'), lambda: ipc.connect_to_net('x')):
+        with pytest.raises(ConfigError, match="raw_buffer=True has no events, so parser='assured' would protect nothing"):
+            endpoint()
+    assert ipc.wait(0) is True
+
+
+def test_raw_buffer_overrides_guarded(make: Any) -> None:
+    server = make(parser='guarded', raw_buffer=True, message_timeout=1).serve_net('127.0.0.1', 0)
     log = Log()
     server.on('*', log)
     server.start()
-    client = make(id='client', parser=parser, raw_buffer=True).connect_to_net('world', *server.address)
+    client = make(id='client', parser='guarded', raw_buffer=True).connect_to_net('world', *server.address)
     client.emit(b'connect' * 1000)
     eventually(lambda: sum(len(data) for data, _ in log.of('data')) == 7000)
     client.disconnect()
@@ -1043,3 +1050,35 @@ def test_it_is_cut_off_too_if_emits_give_up_earlier(face: Any) -> None:
     end.raw.sendall(frame('message') * 40)
     eventually(lambda: [error for error in end.errors if getattr(error, 'code', '') == 'ERR_IPC_BACKPRESSURE'])
     end.log.wait('socket.disconnected')
+
+
+def test_a_peer_that_reads_is_not_cut_off_because_the_reactor_was_kept_from_writing(face: Any) -> None:
+    """With workers=0 it is in our handler, which takes longer than the stall timeout between two emits."""
+    end = face('server unix guarded', workers=0, max_pending_bytes=10_000, stall_timeout=200, emit_timeout=20_000)
+    full, said, late = threading.Event(), [], []
+
+    def fill(data: Any, socket: Any) -> None:
+        with pytest.raises(EmitTimeout):
+            while True:
+                socket.emit('answer', 'x' * 100_000, timeout=0)
+                said.append('answer')
+        full.set()
+        eventually(lambda: late)  # the peer has read all that the system had for it
+        time.sleep(0.3)
+        socket.emit('answer', 'last')
+        said.append('last')
+
+    end.endpoint.on('fill', fill)
+    end.raw.sendall(frame('fill'))
+    assert full.wait(20)
+    end.raw.settimeout(0.2)
+    received = b''
+    while True:
+        try:
+            received += end.raw.recv(1 << 20)
+        except OSError:
+            late.append(True)
+        if received.count(b'\f') > 1 and b'last' in received:
+            break
+    assert received.count(b'\f') == len(said)
+    assert not end.errors

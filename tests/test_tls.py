@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -42,15 +43,18 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 class Interrupting:
-    """A socket whose next send does something first."""
+    """A socket whose next send does something, before it sends or after."""
 
-    def __init__(self, sock: Any, act: Callable[[], Any]) -> None:
-        self.sock, self.act = sock, act
+    def __init__(self, sock: Any, act: Callable[[], Any], before: bool = False) -> None:
+        self.sock, self.act, self.before = sock, act, before
 
     def send(self, *arguments: Any) -> int:
         act, self.act = self.act, lambda: None
+        if self.before:
+            act()
         sent = int(self.sock.send(*arguments))
-        act()
+        if not self.before:
+            act()
         return sent
 
     def __getattr__(self, name: str) -> Any:
@@ -1066,6 +1070,27 @@ def test_a_client_sends_close_notify_at_goodbye(
     leaving.join(20)
 
 
+def test_a_close_notify_for_which_there_is_no_room_is_sent_when_there_is(
+    make: Any, certificates: Certificates, version: str, far_server: socket.socket
+) -> None:
+    client = make(tls=certificates.client(), stall_timeout=60_000).connect_to_net('world', *far_server.getsockname())
+    sock, _ = far_server.accept()
+    with server_context(certificates, version).wrap_socket(sock, server_side=True, suppress_ragged_eofs=False) as peer:
+        client.emit('message', 1)
+
+        def refuse() -> None:
+            raise BlockingIOError
+
+        tls = client._connection._tls
+        tls._sock = Interrupting(tls._sock, refuse, before=True)
+        leaving = threading.Thread(target=client.disconnect)
+        leaving.start()
+        peer.settimeout(5)
+        while peer.recv(100):
+            pass
+    leaving.join(20)
+
+
 def test_a_peer_that_answers_close_notify_ends_the_goodbye(
     make: Any, certificates: Certificates, version: str, far_server: socket.socket
 ) -> None:  # defect 6
@@ -1166,6 +1191,36 @@ def test_a_record_that_is_cut_short_is_an_error(world: Worlds, version: str) -> 
         here.log.wait('socket.disconnected')
         assert len(here.log.of('error')) == 1, cut
         assert here.log.of('b') == []
+
+
+@pytest.mark.parametrize('pieces', [1, 3000])
+def test_a_message_that_drips_within_a_record_is_cut_off_in_time(world: Worlds, version: str, pieces: int) -> None:
+    """OpenSSL gives nothing of a record before it is whole."""
+    here = world(parser='guarded', message_timeout=200).start()
+    with here.by_hand(version).shake_hands() as peer:
+        here.log.wait('connect')
+        peer.write(b'{"type":"message","data":"' + b'x' * 4000)
+        record = peer.outgoing.read()[:-1]
+        peer.sock.sendall(record[:4])  # not even its header
+        with contextlib.suppress(OSError):
+            for start in range(4, len(record), len(record) // pieces):
+                if here.log.of('error'):
+                    break
+                peer.sock.sendall(record[start:start + len(record) // pieces])
+        ((error, _),) = here.log.wait('error')
+        assert error.code == 'ERR_IPC_MESSAGE_TIMEOUT'
+        here.log.wait('socket.disconnected')
+    here.still_serves()
+
+
+def test_records_that_come_in_pieces_are_whole_if_they_are_in_time(world: Worlds, version: str) -> None:
+    here = world(parser='guarded', message_timeout=60_000).start()
+    with here.by_hand(version).shake_hands() as peer:
+        peer.write(b'{"type":"message","data":1}\f' * 20)
+        for byte in peer.outgoing.read():
+            peer.sock.sendall(bytes([byte]))
+        here.log.wait('message', 20)
+    assert not here.log.of('error')
 
 
 def test_a_script_that_ends_delivers_what_it_emitted(world: Worlds) -> None:

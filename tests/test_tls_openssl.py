@@ -19,11 +19,12 @@ import pytest
 
 from .certificates import Certificates
 from .conftest import Log, eventually
-from .tls_peers import VERSIONS, World, client_context, server_context, turns_while_idle
+from .tls_peers import VERSIONS, World, client_context, listener, server_context, turns_while_idle
 
 pytestmark = pytest.mark.skipif(shutil.which('openssl') is None, reason='needs the openssl command')
 
 Worlds = Callable[..., World]
+far_server = pytest.fixture(listener)
 
 
 @pytest.fixture
@@ -83,7 +84,9 @@ class Tool:
         self.process.stdin.close()
 
     def wait(self) -> int:
-        return self.process.wait(20)
+        code = self.process.wait(20)
+        self._reader.join(20)
+        return code
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -212,6 +215,46 @@ def test_new_keys_from_s_server(make: Any, certificates: Certificates, s_server:
     assert log.of('error') == []
 
 
+def test_an_emit_in_a_destructor_that_interrupts_what_the_protocol_says_harms_nothing(
+    make: Any, certificates: Certificates, s_server: Any
+) -> None:
+    """__del__ may run on the reactor thread, while it writes what the socket did not take: here, of a new handshake."""
+    peer, port = s_server('TLSv1_2')
+    log = Log()
+    ipc = make(tls=client_context(certificates))  # which allows it
+    client = ipc.connect_to_net('world', '127.0.0.1', port, lambda client: client.on('*', log))
+    client.emit('message', 1)
+    peer.wait_for(re.escape(b'{"type":"message","data":1}\f'))
+    tls = client._connection._tls
+    sock = tls._sock
+    done = threading.Event()
+
+    class Interrupted:
+        refuses = True
+
+        def send(self, *arguments: Any) -> int:
+            if self.refuses:
+                self.refuses = False
+                raise BlockingIOError
+            sent = int(sock.send(*arguments))
+            tls._sock = sock
+            client.emit('message', 2)
+            done.set()
+            return sent
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sock, name)
+
+    tls._sock = Interrupted()
+    peer.type(b'r\n')
+    assert done.wait(20)
+    client.emit('message', 3)
+    peer.wait_for(re.escape(b'{"type":"message","data":3}\f'))
+    assert b'{"type":"message","data":2}\f' in peer.printed
+    assert log.of('error') == []
+    assert len(log.of('connect')) == 1
+
+
 def test_key_updates_under_load(world: Worlds, s_client: Any) -> None:
     here = world()
     here.server.on('message', lambda data, socket: [socket.emit('answer', '\x7f' * 10_000) for _ in range(20)])
@@ -302,6 +345,70 @@ def test_renegotiations_while_both_sides_send(make: Any, certificates: Certifica
     typed_between = re.compile(b'SSL_do_handshake -> 1\n|Read BLOCK\n|Write BLOCK\n')  # what it says of itself, anywhere
     frames = typed_between.sub(b'', peer.printed)
     assert [int(number) for number in re.findall(rb'"n","data":\[(\d+),"x{100}"\]}\f', frames)] == list(range(len(sent)))
+
+
+class Wire:
+    """A wire between a client and a port, that can hold what the client says."""
+
+    def __init__(self, listener: socket.socket, port: int) -> None:
+        self.held = b''
+        self.flows = threading.Event()
+        self.flows.set()
+        self._ends = listener.accept()[0], socket.create_connection(('127.0.0.1', port))
+        self._threads = [threading.Thread(target=self._carry, args=ends) for ends in (self._ends, self._ends[::-1])]
+        for thread in self._threads:
+            thread.start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        from_client = source is self._ends[0]
+        while True:
+            try:
+                chunk = source.recv(1 << 16)
+                if from_client and not self.flows.is_set():
+                    self.held += chunk
+                    self.flows.wait(20)
+                target.sendall(chunk)
+                if not chunk:
+                    target.shutdown(socket.SHUT_WR)
+            except OSError:
+                return
+            if not chunk:
+                return
+
+    def close(self) -> None:
+        self.flows.set()
+        for thread in self._threads:
+            thread.join(20)
+        for end in self._ends:
+            end.close()
+
+
+def test_an_emit_during_a_renegotiation_waits_for_the_peer_and_does_not_spin(
+    make: Any, certificates: Certificates, s_server: Any, far_server: socket.socket, monkeypatch: Any
+) -> None:
+    peer, port = s_server('TLSv1_2')
+    log = Log()
+    ipc = make(tls=client_context(certificates))  # which allows it
+    client = ipc.connect_to_net('world', *far_server.getsockname(), lambda client: client.on('*', log))
+    wire = Wire(far_server, port)
+    try:
+        client.emit('first')
+        peer.wait_for(b'first')
+        wire.flows.clear()
+        peer.type(b'r\n')
+        eventually(lambda: wire.held)  # it has begun with it
+        client.emit('second')
+        assert client.stats()['pending_bytes'] > 0
+        assert turns_while_idle(monkeypatch, 0.2) < 5
+        assert b'second' not in peer.printed
+        wire.flows.set()
+        peer.wait_for(b'second')
+        client.flush(20)
+        client.disconnect()
+    finally:
+        wire.close()
+    assert log.of('error') == []
+    assert len(log.of('connect')) == 1
 
 
 @pytest.mark.parametrize('own', [False, True], ids=['mapping', 'context of the application'])
