@@ -16,7 +16,7 @@ from .channel import Channel
 from .deadline import Deadline
 from .engine import Engine
 from .errors import ConfigError, IPCError, NotConnectedError, ProtocolError
-from .role import assured_needs_tls
+from .profiles import ASSURED_TRANSPORT
 from .server import Carrier, Server, Socket
 from .tally import Tally
 from .wire import BACKPRESSURE, NO_DATA, Event, Payload
@@ -149,7 +149,8 @@ class DatagramServer(Server):
 
     def _bind(self) -> Listener:
         if self._parser.is_assured:
-            raise assured_needs_tls(self)
+            why = "parser='assured' needs TLS on the network, which UDP has not; use TCP, or another parser"
+            raise ConfigError(f'{self}: {why} [{ASSURED_TRANSPORT}]')
         if self._config.tls is not None:
             raise ConfigError(f'{self}: UDP cannot be encrypted; set config.tls = None for it, or use TCP')
         return listen(self._asked, self._config) if self._given is None else adopt(self._given)

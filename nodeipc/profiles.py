@@ -42,7 +42,8 @@ class Rules:
         self._allowed = frozenset(config.allowed_events or ()) if assured else None
         if assured and not self._allowed:
             raise ConfigError(
-                "parser='assured' needs config.allowed_events, the names of all events that may be emitted or received"
+                f"{config.id!r}: parser='assured' needs config.allowed_events, the names of all events that may be emitted "
+                'or received'
             )
 
     def check(self, type: str) -> None:

@@ -19,7 +19,7 @@ import time
 from typing import Iterator, Optional, Tuple
 
 from .config import Config
-from .direntry import Entry, closing, identity, open_directory
+from .direntry import NO_DESCRIPTORS, Entry, closing, identity, open_directory
 from .socketroot import open_root
 
 # sizeof(sockaddr_un.sun_path), unix(7) and the BSDs' unix(4), less the NUL at its end.
@@ -99,7 +99,10 @@ def bind(path: str, config: Config, backlog: int) -> Tuple[socket.socket, Option
     abstract = path.startswith('\0')
     if not abstract and os.path.basename(path) in ('', '.', '..'):
         raise OSError(errno.EISDIR, 'the path is that of a directory; choose a name inside it', path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _cannot_listen(error, path) from error
     try:
         if abstract:
             _bind(sock, path)
@@ -166,6 +169,8 @@ def _cannot_listen(error: OSError, path: str) -> OSError:
         errno.ENOENT: 'its directory does not exist; create it, or choose another path',
         errno.EACCES: 'this user may not create files in its directory; choose another path or config.socket_root',
         errno.EADDRINUSE: 'another server is there; stop it, or choose another id or path',
+        errno.EMFILE: NO_DESCRIPTORS,
+        errno.ENFILE: NO_DESCRIPTORS,
     }.get(error.errno or 0, 'choose another path')
     return OSError(error.errno, f'cannot listen: {error.strerror}; {advice}', path)
 

@@ -26,6 +26,7 @@ from .address import (
 from .config import Config, seconds
 from .connection import Connection, Owner, log_level
 from .deadline import Deadline
+from .direntry import NO_DESCRIPTORS
 from .engine import Engine
 from .errors import ConfigError, NotConnectedError, retold
 from .log import logger
@@ -286,7 +287,7 @@ class StreamServer(Server):
     def _report_accept_errors(self, count: int, error: OSError) -> None:
         why = f'{self}: cannot accept connections: {error.strerror}; trying again'
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            why += '; close some descriptors, or raise the limit'
+            why += f'; {NO_DESCRIPTORS}'
         self._report(OSError(error.errno, why), None, level=logging.ERROR)
 
     def _report_refused(self, count: int, last: None) -> None:
