@@ -221,10 +221,12 @@ def _clear_the_way(path: str, directory: int, unlink: bool) -> None:
                 errno.EEXIST, 'the path exists and is not a socket; remove it yourself, or choose another path', path
             )
         # What cannot be told counts as alive, and is not ours to remove: a full backlog, no permission, a datagram socket.
-        if entry.answer() not in (errno.ECONNREFUSED, errno.ENOENT):
-            raise OSError(
-                errno.EADDRINUSE, 'another server is listening there; stop it, or choose another id or path', path
-            )
+        answer = entry.answer()
+        if answer not in (errno.ECONNREFUSED, errno.ENOENT):
+            who = 'another server is listening there; stop it'
+            if answer == errno.EACCES:
+                who = f'a socket of user {entry.status.st_uid} is there; have it removed'
+            raise OSError(errno.EADDRINUSE, f'{who}, or choose another id or path', path)
         if not unlink:
             raise OSError(
                 errno.EADDRINUSE, "a dead server's socket is in the way; remove it, or set config.unlink = True", path

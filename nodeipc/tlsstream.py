@@ -50,7 +50,7 @@ class TLSStream:
     __slots__ = (
         '_cut', '_deaf', '_ended', '_failure', '_header', '_heard', '_in_use', '_incoming', '_lock', '_outgoing',
         '_peer', '_proven', '_said_goodbye', '_sock', '_taken', '_tls', '_to_come', '_unsent', '_waits_for_peer',
-        'bytes_out',
+        'bytes_out', 'certificate',
     )
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: Optional[str] = None) -> None:
@@ -77,6 +77,8 @@ class TLSStream:
         self._to_come = 0
         self._deaf = False  # nothing can be decrypted any more, and nobody is there to read it
         self._heard = False  # the peer, since the handshake
+        #: The peer's, as `ssl.SSLSocket.getpeercert` gives it; None without a verified one.
+        self.certificate: Optional[Dict[str, Any]] = None
         self._proven = 0.0  # when a connection on which nothing was heard counts as one that stood
         self._cut = False  # the connection has ended
         self._ended = False
@@ -93,6 +95,7 @@ class TLSStream:
                 version = self._tls.version()
                 if version in BROKEN_VERSIONS:  # by leave of the application's own context
                     raise OSError(errno.EPROTO, f'{self._peer} speaks {version}, which is broken; TLS 1.2 is needed')
+                self.certificate = self._tls.getpeercert() or None
             except ssl.SSLWantReadError:
                 self._write()
                 return False
@@ -103,14 +106,11 @@ class TLSStream:
                 raise explained(error, self._peer) from error
             except ConnectionError as error:
                 raise retold(error, f'{error.strerror} during the TLS handshake; does {self._peer} speak TLS?') from None
+            except ValueError as error:  # getpeercert(): a name in it is not UTF-8
+                raise OSError(errno.EPROTO, f'the certificate of {self._peer} cannot be read: {error}') from error
             self._write()
             self._proven = time.monotonic() + _PROBATION_SECONDS
             return True
-
-    @property
-    def certificate(self) -> Optional[Dict[str, Any]]:
-        """The peer's certificate, as `ssl.SSLSocket.getpeercert` gives it; None without a verified one."""
-        return self._tls.getpeercert() or None
 
     @property
     def is_on_probation(self) -> bool:

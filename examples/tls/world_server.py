@@ -39,7 +39,7 @@ def ready():
 
     @ipc.server.on('error')
     def error(error):
-        ipc.log(notice('refused : '), type(error).__name__)
+        ipc.log(notice('refused : '), error)
 
 
 ipc.serve_net(ready)
