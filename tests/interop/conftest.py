@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Callable, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 import pytest
 
@@ -69,12 +69,23 @@ def node(start_node: Callable[[], NodePeer]) -> NodePeer:
     return start_node()
 
 
+@pytest.fixture(scope='module', params=list(VERSIONS))
+def resident(request: pytest.FixtureRequest) -> Iterator[NodePeer]:
+    """A node-ipc peer that stays for all tests of a module, to be reset after each: a process takes long to start."""
+    try:
+        peer = NodePeer(str(request.param))
+    except Missing as reason:
+        pytest.skip(str(reason))
+    yield peer
+    peer.close()
+
+
 @pytest.fixture
-def start_python(processes: List[Process]) -> Callable[[str, Place], PythonPeer]:
+def start_python(processes: List[Process]) -> Callable[..., PythonPeer]:
     """Start a nodeipc peer, ``'serve'`` or ``'connect'``, in a process of its own."""
 
-    def start(role: str, place: Place) -> PythonPeer:
-        peer = PythonPeer(role, place)
+    def start(role: str, place: Place, **settings: Any) -> PythonPeer:
+        peer = PythonPeer(role, place, **settings)
         processes.append(peer)
         return peer
 

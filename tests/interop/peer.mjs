@@ -16,9 +16,11 @@ const [version, types] = process.argv.slice(2);
 const messages = JSON.parse(types);
 const {default: ipc} = await import(`node-ipc-${version}`);
 Object.assign(ipc.config, {silent: true, retry: 20});
+const settingsAtFirst = {...ipc.config};
 let echoing = false;
 let delay = null;
 let unanswered = 0;
+let resets = 0;
 
 const commands = {
     configure: ({settings}) => Object.assign(ipc.config, settings),
@@ -32,7 +34,19 @@ const commands = {
         ipc.serveNet(host, port, udpType);
         startServer();
     },
+    stop() {
+        ipc.server.stop();
+        report('server', 'stopped', null);  // nobody listens there from now on
+    },
     broadcast: ({type, data}) => ipc.server.broadcast(type, revived(data)),
+
+    // Bytes that need not be an event, past node-ipc: to all clients of the server, or from a client.
+    writeToAll({hex}) {
+        for (const socket of ipc.server.sockets) {
+            socket.write(Buffer.from(hex, 'hex'));
+        }
+    },
+    write: ({id, hex}) => ipc.of[id].socket.write(Buffer.from(hex, 'hex')),
 
     // UDP: `to` is {address, port}.
     emitTo: ({to, type, data}) => ipc.server.emit(to, type, revived(data)),
@@ -68,7 +82,33 @@ const commands = {
         }
     },
     disconnect: ({id}) => ipc.disconnect(id),
+
+    // Which version of TLS a client's connection has.
+    reportProtocol: ({id}) => report(id, 'protocol', ipc.of[id].socket.getProtocol()),
+
+    // As if the process had just begun. What is over is not reported any more.
+    reset() {
+        resets += 1;
+        ipc.server?.sockets?.forEach((socket) => socket.destroy?.());
+        leave();
+        ipc.server = false;
+        for (const name of Object.keys(ipc.config)) {
+            delete ipc.config[name];
+        }
+        Object.assign(ipc.config, settingsAtFirst);
+        echoing = false;
+        delay = null;
+        unanswered = 0;
+        report('peer', 'reset', null);
+    },
 };
+
+function leave() {
+    Object.keys(ipc.of).forEach((id) => ipc.disconnect(id));
+    if (ipc.server?.server) {
+        ipc.server.stop();  // removes the socket file
+    }
+}
 
 function startServer() {
     reportEvents(ipc.server, 'server');
@@ -95,13 +135,19 @@ function answer(socket, ...event) {
 // Type by type, because a handler for '*' makes node-ipc 9's emitter fail on Node.js 10 to 59, whose version numbers it
 // reads one digit of.
 function reportEvents(emitter, of) {
-    for (const event of LIFECYCLE) {
-        emitter.on(event, (detail) => report(of, event, event === 'error' ? String(detail?.message ?? detail) : null));
+    const before = resets;
+    const reportOf = (event, data) => resets === before && report(of, event, data);
+    for (const event of LIFECYCLE.filter((event) => event !== 'error')) {
+        emitter.on(event, () => reportOf(event, null));
     }
+    emitter.on('error', (error) => {
+        reportOf('error', String(error?.message ?? error));
+        reportOf('error code', error?.code ?? null);
+    });
     for (const type of messages) {
-        emitter.on(type, (data) => report(of, type, abridged(data)));
+        emitter.on(type, (data) => reportOf(type, abridged(data)));
     }
-    emitter.on('data', (data) => report(of, 'data', data.toString('hex')));  // raw mode
+    emitter.on('data', (data) => reportOf('data', data.toString('hex')));  // raw mode
 }
 
 function report(of, event, data) {
@@ -129,12 +175,16 @@ function revived(data) {
 const input = createInterface({input: process.stdin});
 input.on('line', (line) => {
     const {command, ...options} = JSON.parse(line);
-    commands[command](options);
+    try {
+        commands[command](options);
+    } catch (error) {
+        if (!error.code?.startsWith('ERR_IPC_')) {
+            throw error;
+        }
+        report(options.id ?? 'server', 'thrown', error.code);  // node-ipc 14 refuses to do it
+    }
 });
 input.on('close', () => {
-    Object.keys(ipc.of).forEach((id) => ipc.disconnect(id));
-    if (ipc.server?.server) {
-        ipc.server.stop();  // removes the socket file
-    }
+    leave();
     process.exit();
 });

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import nodeipc
 
@@ -35,13 +35,21 @@ LIFECYCLE = frozenset(
     ['start', 'stop', 'connect', 'disconnect', 'destroy', 'close', 'socket.disconnected', 'error']
 )
 
+# Names that the profiles let through, though not by much: the longest (a GRINNING FACE counts twice), and almost reserved.
+BARELY_ALLOWED = ['x' * 256, '\N{SNOWMAN}' * 256, '\N{GRINNING FACE}' * 128, 'Constructor', '__proto', 'Connect', ' ']
+
 # What the peers emit, for a Node peer to listen for.
 TYPES = {row['type'] for row in ROWS} | {
-    'answer', 'end', 'events.broadcasting', 'events.listening', 'hello', 'large', 'news', 'question'
+    'answer', 'end', 'events.broadcasting', 'events.listening', 'hello', 'large', 'news', 'question', 'stop',
+    *BARELY_ALLOWED
 }
 
-# Reported besides: the bytes of raw mode, in hex, and how many requests wait for a server that answers late.
-SPECIAL = frozenset(['data', 'unanswered'])
+# Reported besides: the bytes of raw mode, in hex, how many requests wait for a server that answers late, the version of TLS
+# of a connection, and that a command was carried out.
+SPECIAL = frozenset(['data', 'protocol', 'reset', 'stopped', 'unanswered'])
+
+# With each `error`, its `code`, which may be None; and the code of what node-ipc 14 throws, refusing a command.
+CODES = frozenset(['error code', 'thrown'])
 
 
 def messages(events: Iterable[Tuple[Any, ...]]) -> List[Tuple[str, str]]:
@@ -49,7 +57,7 @@ def messages(events: Iterable[Tuple[Any, ...]]) -> List[Tuple[str, str]]:
 
     The data is given as JSON text, because in Python ``0 == False == 0.0``.
     """
-    return [(event[0], json.dumps(event[1])) for event in events if event[0] not in LIFECYCLE]
+    return [(event[0], json.dumps(event[1])) for event in events if event[0] not in LIFECYCLE | CODES]
 
 
 def digest(data: Any) -> Dict[str, Any]:
@@ -191,10 +199,11 @@ class Process:
 class PythonPeer(Process):
     """nodeipc in another process: see python_peer.py."""
 
-    def __init__(self, role: str, place: Place) -> None:
+    def __init__(self, role: str, place: Place, **settings: Any) -> None:
         where = [place.path] if place.transport == 'unix' else [place.host, str(place.port)]
+        module = f'{__package__}.python_peer'
         super().__init__(
-            [sys.executable, '-X', 'dev', '-m', f'{__package__}.python_peer', role, place.transport, *where],
+            [sys.executable, '-X', 'dev', '-m', module, role, json.dumps(settings), place.transport, *where],
             cwd=str(HERE.parents[1]),
         )
 
@@ -278,6 +287,7 @@ class NodePeer(Speaker):
     """node-ipc in a Node process: see peer.mjs."""
 
     def __init__(self, version: str) -> None:
+        self.version = version
         self.reports: List[Report] = []
         self._by_event: Dict[str, List[Report]] = {}
         command = _node_command(version, 'peer.mjs', json.dumps(sorted(TYPES)))
@@ -291,7 +301,7 @@ class NodePeer(Speaker):
 
     def wait(self, event: str, count: int = 1, of: Optional[str] = None) -> List[Any]:
         """Wait for `count` of an event, of the server or one client if `of` says so, and return the data of all."""
-        assert event in TYPES | LIFECYCLE | SPECIAL, f'Node peers listen for what is in TYPES; add {event!r}'
+        assert event in TYPES | LIFECYCLE | SPECIAL | CODES, f'Node peers listen for what is in TYPES; add {event!r}'
 
         def found() -> List[Report]:
             reports = self._by_event.get(event, [])
@@ -304,6 +314,17 @@ class NodePeer(Speaker):
             raise AssertionError(f'{count} {event!r} expected of a Node peer; {when} came {str(self.reports)[:2000]}')
         return [report.data for report in found()]
 
+    def configure(self, **settings: Any) -> None:
+        """Set fields of ``ipc.config``, by their names in Python. It concerns servers and clients made from now on."""
+        self.do('configure', settings=_in_camel_case(settings))
+
+    def reset(self) -> None:
+        """Make it as if the process had just begun."""
+        self.do('reset')
+        self.wait('reset')
+        self.reports.clear()
+        self._by_event.clear()
+
     def serve(self, place: Place, wait: bool = True) -> None:
         """Start a server and, unless told otherwise, wait until it listens."""
         if place.transport == 'unix':
@@ -312,6 +333,12 @@ class NodePeer(Speaker):
             self.do('serveNet', host=place.host, port=place.port)
         if wait:
             self.wait('start')
+
+    def stop(self) -> None:
+        """Stop the server, so that another one can have its place."""
+        before = len(self.wait('stopped', 0))
+        self.do('stop')
+        self.wait('stopped', before + 1)
 
     def connect(self, place: Place, id: str = 'world') -> None:
         """Start a client; wait for its ``connect`` if that matters."""
@@ -364,6 +391,18 @@ class NodePeer(Speaker):
         report = Report(fields['event'], fields['data'], fields['of'])
         self.reports.append(report)
         self._by_event.setdefault(report.event, []).append(report)
+
+
+def _in_camel_case(settings: Mapping[str, Any]) -> Dict[str, Any]:
+    """Settings as JavaScript names them, those in settings, too."""
+
+    def renamed(name: str) -> str:
+        first, *others = name.split('_')
+        return first + ''.join(word.capitalize() for word in others)
+
+    return {
+        renamed(name): _in_camel_case(value) if isinstance(value, Mapping) else value for name, value in settings.items()
+    }
 
 
 def _destination(address: Tuple[str, int]) -> Dict[str, Any]:
