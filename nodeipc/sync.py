@@ -149,7 +149,7 @@ class SyncClient(Client):
         if self._turn is not turn and has_interrupted_us():
             raise self._interrupted()  # what was interrupted may hold the lock that the answer needs
         remaining = deadline.remaining
-        turn.wait.acquire(timeout=-1 if remaining is None else remaining)
+        self._reactor.wait(lambda: turn.wait.acquire(timeout=-1 if remaining is None else remaining))
         with self._lock:
             if self._turn is turn and turn.connection is not None:
                 turn.begin(turn.connection)

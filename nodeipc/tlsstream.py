@@ -170,7 +170,11 @@ class TLSStream:
     def flush(self) -> bool:
         """Write what is encrypted; False if some of it has to wait. Raises OSError."""
         with self._lock:
-            return self._write()
+            self._in_use = True
+            try:
+                return self._write()
+            finally:
+                self._in_use = False
 
     def say_goodbye(self) -> bool:
         """Tell the peer that nothing follows; False if that has to wait until the socket takes it. Raises OSError."""
@@ -181,7 +185,7 @@ class TLSStream:
                     self._tls.unwrap()
                 except ssl.SSLError:
                     pass  # it has written the close_notify and wants the peer's, or there is nobody to tell
-            return self._write()
+            return self.flush()
 
     # Any thread
 

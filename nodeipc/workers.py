@@ -43,7 +43,7 @@ class Workers:
         self._limit = limit
         self._max_limit = limit + _MAX_STAND_INS if limit > 1 else limit
         self._reactor = reactor
-        reactor.wait = self._wait
+        reactor.wait = _wait
         # Guards all below. Innermost: while it is held, threads are started and woken, and nothing else is called.
         self._lock = threading.Lock()
         self._threads: List[threading.Thread] = []
@@ -84,10 +84,8 @@ class Workers:
         for thread in threads:
             thread.join(deadline.remaining)
 
-    def _wait(self, wait: Callable[[], bool]) -> bool:
-        """Call `wait` and return what it does; if the caller is a thread of ours, another works in its place meanwhile."""
-        if getattr(_here, 'workers', None) is not self:
-            return wait()
+    def _lend(self, wait: Callable[[], bool]) -> bool:
+        """Call `wait` and return what it does; another thread works in the place of the caller, one of ours, meanwhile."""
         with self._lock:
             gives = self._limit < self._max_limit
             self._limit += gives
@@ -152,6 +150,12 @@ class Workers:
             if strand is not None:  # else woken to end
                 strand.run()
             del strand  # or an idle thread would keep a closed connection alive
+
+
+def _wait(wait: Callable[[], bool]) -> bool:
+    """Call `wait`; a worker, of whatever instance, gives its place to another meanwhile."""
+    workers: Optional[Workers] = getattr(_here, 'workers', None)
+    return wait() if workers is None else workers._lend(wait)
 
 
 class _Seat:
