@@ -268,6 +268,7 @@ class Connection(Owned):
             self._timer.cancel()
         if self._clock is not None:
             self._clock.stop()
+            self._clock = None  # it refers to this
         self._reading = False
         self._reactor.watch(self._sock, self._watched, 0, self._ready)
         self._watched = 0
@@ -312,16 +313,13 @@ class Connection(Owned):
                 self._open = False
                 self._reactor.call(self.abort, self._stalled())
                 return True
+            self._stalled_at = None if not stall.remaining else self._stalled_at
             if deadline.timeout is not None and not deadline.remaining:
                 return False
 
     def _takes_nothing_since(self, before: int) -> bool:
         """Whether `progress` is what it was `before`, and not because the reactor had no time to write."""
-        if self.progress == before and self._open and _is_writable(self._sock):
-            failure = self._write_outbox()
-            if failure is not None:
-                self._broken(failure)
-        return self.progress == before and self._open
+        return self._open and self.progress == before and not _is_writable(self._sock)
 
     def _is_flushed(self) -> bool:
         return not self._pending or self.closed or self._send_error is not None
@@ -536,8 +534,7 @@ class Connection(Owned):
             self._clock.note(self._reading and unfinished, anew)
 
     def _message_is_late(self) -> None:
-        assert self._clock is not None
-        if not self._closing:
+        if self._clock is not None and not self._closing:
             self.stop_reading()
             why = f'a message was not complete {self._clock.limit} s after its first byte (config.message_timeout)'
             self._owner._connection_broken(self, ProtocolError(MESSAGE_TIMEOUT, f'{self.name}: {why}'))

@@ -13,8 +13,9 @@ from typing import Any, Callable, Dict, Optional, Tuple
 from .reactor import READ, WRITE, Owned, Reactor, Timer
 from .tlsstream import TLSStream
 
-# Handshakes of one server at a time, at least, with clients who have said nothing yet, and as many with others. A new one
-# takes the place of the oldest of its kind, so that peers who connect and say nothing, however many, keep out nobody.
+# Handshakes of one server at a time, at least if there are descriptors for them, with clients who have said nothing yet, and
+# as many with others. A new one takes the place of the oldest of its kind, so that peers who connect and say nothing,
+# however many, keep out nobody.
 _MIN_HANDSHAKES = 256
 
 
@@ -69,8 +70,9 @@ class Handshake(Owned):
 
     def fail(self, error: OSError) -> None:
         """Give up, and close the socket."""
+        failed = self._failed
         self.cancel()
-        self._failed(error)
+        failed(error)
 
     def abandon(self) -> None:
         self._sock.close()
@@ -81,15 +83,17 @@ class Handshake(Owned):
         try:
             if self._stream is None:
                 self._stream = self._make()
-            done = self._stream.handshake()
+            stream = self._stream
+            finished = stream.handshake()
         except (OSError, ValueError) as error:
             self.fail(error if isinstance(error, OSError) else OSError(errno.EPROTO, str(error)))
             return
-        if done:
+        if finished:
+            done = self._done
             self._finish()
-            self._done(self._stream)
+            done(stream)
         else:
-            self._watch(READ | (WRITE if self._stream.wants_to_write else 0))
+            self._watch(READ | (WRITE if stream.wants_to_write else 0))
 
     def _watch(self, wanted: int) -> None:
         self._reactor.watch(self._sock, self._watched, wanted, self._step)
@@ -99,6 +103,8 @@ class Handshake(Owned):
         self._over = True
         self._watch(0)
         self._reactor.owned.discard(self)
+        self._stream = None
+        self._make = self._done = self._failed = _nothing  # these refer to whoever has this
 
 
 class Lobby:
@@ -119,7 +125,7 @@ class Lobby:
         self._context = context
         self._reactor = reactor
         self._timeout = timeout
-        self._places = max(places, _MIN_HANDSHAKES)
+        self._places = _affordable(max(places, _MIN_HANDSHAKES))
         self._admitted = admitted
         self._refused = refused
         # Those who have said nothing yet, and the others, who take more memory; the oldest first. With their addresses.
@@ -163,3 +169,18 @@ class Lobby:
         address, timer = (self._silent if guest in self._silent else self._speaking).pop(guest)
         timer.cancel()
         return address
+
+
+def _nothing(*arguments: Any) -> Any:
+    pass
+
+
+def _affordable(places: int) -> int:
+    """Return how many of so many places there can be without taking all descriptors that the process may have."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, OSError, ValueError):  # not a Unix
+        return places
+    return places if limit == resource.RLIM_INFINITY else max(1, min(places, limit // 4))

@@ -147,9 +147,12 @@ def _bind_in(directory: int, sock: socket.socket, path: str, config: Config, bac
             # A socket of ours need not be this one: whoever may rename things here may have put another there.
             if mode != 0o600 and entry.answer() not in (errno.ECONNREFUSED, errno.EACCES):
                 raise _exchanged(path)
-            entry.chmod(mode)
             file = SocketFile(path, entry.status, os.fstat(directory))
-            sock.listen(backlog)
+            try:
+                entry.chmod(mode)
+                sock.listen(backlog)
+            except OSError as error:
+                raise _cannot_listen(error, path) from error
         return file
     except BaseException:
         sock.close()

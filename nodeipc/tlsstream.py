@@ -180,7 +180,7 @@ class TLSStream:
         """Tell the peer that nothing follows; False if that has to wait until the socket takes it. Raises OSError."""
         with self._lock:
             if not self._said_goodbye:
-                self._said_goodbye = True
+                self._said_goodbye = self._in_use = True
                 try:
                     self._tls.unwrap()
                 except ssl.SSLError:
