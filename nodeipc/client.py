@@ -31,8 +31,7 @@ from .wire import NO_DATA, Payload
 from .workers import Strand
 
 if TYPE_CHECKING:  # imported by clients that have TLS
-    from ssl import SSLContext
-
+    from .handshake import Begin
     from .tlsstream import TLSStream
 
 # A batch leaves when it has grown to this size: fewer, larger writes gain nothing more.
@@ -59,7 +58,7 @@ class Client(Role, Owner):
     ) -> None:
         super().__init__(config, log)
         address.check()
-        self._context = self._make_context(address)
+        self._shake_hands = self._prepare(address)
         self.id = id
         self._address = address
         self._engine = engine
@@ -235,16 +234,14 @@ class Client(Role, Owner):
 
     # For the facade
 
-    def _make_context(self, address: StreamAddress) -> Optional[SSLContext]:
-        """Return what to connect with, if it is TLS. Raises ConfigError."""
+    def _prepare(self, address: StreamAddress) -> Optional[Begin]:
+        """Return what shakes hands, if it is TLS. Raises ConfigError for what may not be connected to."""
         assured, settings = self._parser.is_assured, self._config.tls
         if isinstance(address, TLSAddress):
-            from .tls import check_server_name, client_context, server_name
+            from .handshake import to_server
 
             assert settings is not None
-            context = client_context(settings, f'client of {address}', assured)
-            check_server_name(context, server_name(settings, address.host), f'client of {address}')
-            return context
+            return to_server(settings, address.host, f'client of {address}', assured)
         if assured and isinstance(address, TCPAddress):
             raise assured_needs_tls(f'client of {address}')
         if isinstance(address, UnixAddress):
@@ -340,7 +337,7 @@ class Client(Role, Owner):
         self._retry_timer = None
         if not self._closing:
             self._connector = Connector(
-                self._address, self._config, self._reactor, self._context, self._connected, self._refused
+                self._address, self._config, self._reactor, self._shake_hands, self._connected, self._refused
             )
             self._connector.start()
 

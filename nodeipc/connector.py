@@ -11,15 +11,13 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
 
-from .address import Peer, SocketAddress, StreamAddress, TCPAddress, TLSAddress, UnixAddress, peer_of, prepare_tcp
+from .address import Peer, SocketAddress, StreamAddress, TCPAddress, UnixAddress, peer_of, prepare_tcp
 from .config import Config
 from .lookup import look_up
 from .reactor import WRITE, Owned, Reactor, Timer
 
 if TYPE_CHECKING:  # imported by clients that have TLS
-    from ssl import SSLContext
-
-    from .handshake import Handshake
+    from .handshake import Begin, Handshake
     from .tlsstream import TLSStream
 
 # A Unix server whose backlog is full refuses at once instead of letting us wait; so we ask again.
@@ -30,8 +28,8 @@ class Connector(Owned):
     """An attempt to connect that ends in `connected` or `failed`, on the reactor thread, unless cancelled."""
 
     __slots__ = (
-        '_address', '_candidates', '_config', '_connected', '_context', '_done', '_error', '_failed', '_handshake',
-        '_reactor', '_sock', '_timer', '_watched',
+        '_address', '_candidates', '_config', '_connected', '_done', '_error', '_failed', '_handshake', '_reactor',
+        '_shake_hands', '_sock', '_timer', '_watched',
     )
 
     def __init__(
@@ -39,14 +37,14 @@ class Connector(Owned):
         address: StreamAddress,
         config: Config,
         reactor: Reactor,
-        context: Optional[SSLContext],
+        shake_hands: Optional[Begin],
         connected: Callable[[socket.socket, Optional[TLSStream]], Any],
         failed: Callable[[OSError], Any],
     ) -> None:
         self._address = address
         self._config = config
         self._reactor = reactor
-        self._context = context
+        self._shake_hands = shake_hands
         self._handshake: Optional[Handshake] = None
         self._connected = connected
         self._failed = failed
@@ -164,25 +162,19 @@ class Connector(Owned):
                 self._fail(PermissionError(errno.EPERM, _impostor(peer, wanted)))
                 return
         sock, self._sock = self._sock, None
-        if self._context is None:
+        if self._shake_hands is None:
             self._finish()
             self._connected(sock, None)
         else:
-            self._shake_hands(sock, self._context)
+            self._secure(sock, self._shake_hands)
 
-    def _shake_hands(self, sock: socket.socket, context: SSLContext) -> None:
-        from .handshake import Handshake
-        from .tls import server_name
-        from .tlsstream import TLSStream
-
+    def _secure(self, sock: socket.socket, begin: Begin) -> None:
         def done(tls: TLSStream) -> None:
             self._handshake = None
             self._finish()
             self._connected(sock, tls)
 
-        assert isinstance(self._address, TLSAddress) and self._config.tls is not None
-        name = server_name(self._config.tls, self._address.host)
-        self._handshake = Handshake(sock, lambda: TLSStream(sock, context, name), self._reactor, done, self._fail)
+        self._handshake = begin(sock, self._reactor, done, self._fail)
         self._handshake.start(speak_first=True)
 
     def _fail(self, error: OSError) -> None:

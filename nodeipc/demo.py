@@ -159,21 +159,21 @@ class _Stage:
             key = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes')
             command = ('openssl', 'req', '-x509', '-days', '1', *key, *own)
             try:
-                with _signals(signal.SIG_UNBLOCK):  # which ends it, too
-                    done = subprocess.run(
-                        command,
-                        cwd=self._directory,
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.PIPE,
-                        timeout=_STEP_SECONDS,
-                    )
+                process = subprocess.Popen(
+                    command, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                )
             except OSError as error:
                 raise _Failure(f'certificates are made by the openssl command, which does not run here ({error})') from error
-            except subprocess.TimeoutExpired:
-                raise _Failure(f'the openssl command made no certificate within {_STEP_SECONDS:g} s') from None
-            if done.returncode != 0:
-                raise _Failure(f'openssl makes no certificates: {done.stderr.decode(errors="replace").strip()}')
+            with process:
+                try:
+                    with _signals(signal.SIG_UNBLOCK):
+                        _, errors = process.communicate(timeout=_STEP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    raise _Failure(f'the openssl command made no certificate within {_STEP_SECONDS:g} s') from None
+                finally:
+                    process.kill()
+            if process.returncode != 0:
+                raise _Failure(f'openssl makes no certificates: {errors.decode(errors="replace").strip()}')
 
     def enter(self, role: str, transport: str, port: int = 0) -> _Player:
         """Start a process, for the Unix socket in the directory of the stage, or for world's port; 0: any that is free."""

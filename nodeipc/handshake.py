@@ -11,6 +11,7 @@ import ssl
 from typing import Any, Callable, Dict, Optional, Tuple
 
 from .reactor import READ, WRITE, Owned, Reactor, Timer
+from .tls import TLSSettings, check_server_name, client_context, server_name
 from .tlsstream import TLSStream
 
 # Handshakes of one server at a time, at least if there are descriptors for them, with clients who have said nothing yet, and
@@ -105,6 +106,20 @@ class Handshake(Owned):
         self._reactor.owned.discard(self)
         self._stream = None
         self._make = self._done = self._failed = _nothing  # these refer to whoever has this
+
+
+Begin = Callable[[socket.socket, Reactor, Callable[[TLSStream], Any], Callable[[OSError], Any]], Handshake]
+
+
+def to_server(settings: TLSSettings, host: str, who: str, assured: bool) -> Begin:
+    """Return what makes a handshake with a server for each attempt to connect, to be started with `speak_first`.
+
+    `who` is the client, for messages. Raises ConfigError as `client_context` does, and for a name that no server can have.
+    """
+    context = client_context(settings, who, assured)
+    name = server_name(settings, host)
+    check_server_name(context, name, who)
+    return lambda sock, reactor, done, failed: Handshake(sock, lambda: TLSStream(sock, context, name), reactor, done, failed)
 
 
 class Lobby:

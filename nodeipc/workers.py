@@ -40,12 +40,14 @@ class Workers:
     """
 
     def __init__(self, limit: int, reactor: Reactor) -> None:
-        self._limit = limit
-        self._max_limit = limit + _MAX_STAND_INS if limit > 1 else limit
+        self._own_limit = limit
+        self._max_stand_ins = _MAX_STAND_INS if limit > 1 else 0
         self._reactor = reactor
         reactor.wait = _wait
         # Guards all below. Innermost: while it is held, threads are started and woken, and nothing else is called.
         self._lock = threading.Lock()
+        self._limit = limit
+        self._waiting_handlers = 0  # in whose places others may work
         self._threads: List[threading.Thread] = []
         self._idle: List[_Seat] = []
         self._queue: Deque[Strand] = deque()
@@ -85,20 +87,23 @@ class Workers:
             thread.join(deadline.remaining)
 
     def _lend(self, wait: Callable[[], bool]) -> bool:
-        """Call `wait` and return what it does; another thread works in the place of the caller, one of ours, meanwhile."""
-        with self._lock:
-            gives = self._limit < self._max_limit
-            self._limit += gives
-            wanted = gives and self._queue
-        if wanted:
-            self._reactor.call(self._grow)  # there, because the caller holds a lock
+        """Call `wait` and return what it does; another thread works in the place of the caller, one of ours, meanwhile.
+
+        The reactor sees to that, because the caller may hold any lock: it may be a ``__del__``.
+        """
+        self._reactor.call(self._stand_in, 1)
         try:
             return wait()
         finally:
-            with self._lock:
-                self._limit -= gives
-                if self._idle and len(self._threads) > self._limit:
-                    self._idle.pop(0).wake.release()  # to find that it is one too many
+            self._reactor.call(self._stand_in, -1)
+
+    def _stand_in(self, change: int) -> None:
+        with self._lock:
+            self._waiting_handlers += change
+            self._limit = self._own_limit + min(self._waiting_handlers, self._max_stand_ins)
+            if self._idle and len(self._threads) > self._limit:
+                self._idle.pop(0).wake.release()  # to find that it is one too many
+        self._grow()
 
     def _grow(self) -> None:
         """Start a thread for what waits in the queue, if there may be one more."""

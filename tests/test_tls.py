@@ -397,7 +397,7 @@ def test_a_client_succeeds_when_the_server_has_got_the_right_certificate(make: A
     ipc.server.start()
     client.emit('message', 'at last', timeout=20)
     assert got.wait('message')[0][0] == 'at last'
-    assert len(log.of('connect')) == 1
+    assert len(log.wait('connect')) == 1
 
 
 def world_of(make: Any, certificates: Certificates, name: str, **settings: Any) -> World:
@@ -730,7 +730,7 @@ def test_a_client_comes_back_when_the_server_does(make: Any, certificates: Certi
     ipc.server.start()
     client.emit('message', 2, timeout=20)
     again.wait('message')
-    assert len(log.of('connect')) == 2
+    assert len(log.wait('connect', 2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -841,7 +841,7 @@ server.on('error', errors.append)
 silent = socket.create_connection(server.address)  # a handshake that has not begun
 for number in range(100):
     client.emit('n', number)
-while not server._lobby._silent:
+while not (got and server._lobby._silent):  # what the reactor is just handing on, a fork cannot see
     time.sleep(0.001)
 pid = os.fork()
 if pid == 0:
@@ -1220,7 +1220,7 @@ def test_records_that_come_in_pieces_are_whole_if_they_are_in_time(world: Worlds
         for byte in peer.outgoing.read():
             peer.sock.sendall(bytes([byte]))
         here.log.wait('message', 20)
-    assert not here.log.of('error')
+        assert not here.log.of('error')  # closing with unread session tickets is a reset
 
 
 def test_a_script_that_ends_delivers_what_it_emitted(world: Worlds) -> None:
