@@ -319,7 +319,7 @@ class Connection(Owned):
 
     def _takes_nothing_since(self, before: int) -> bool:
         """Whether `progress` is what it was `before`, and not because the reactor had no time to write."""
-        return self._open and self.progress == before and not _is_writable(self._sock)
+        return self._open and self.progress == before and not (self._wants_to_write() and _is_writable(self._sock))
 
     def _is_flushed(self) -> bool:
         return not self._pending or self.closed or self._send_error is not None

@@ -579,6 +579,30 @@ def test_as_many_who_ask_and_never_read_as_there_are_workers_keep_nobody_else_fr
         eventually(lambda: workers() <= 2)
 
 
+def test_one_worker_handles_one_event_at_a_time_also_while_it_waits(pair: Any) -> None:
+    """Whoever sets workers=1 relies on that; then one peer that does not read can hold up the others."""
+    world = pair(workers=1, max_pending_bytes=MIB, emit_timeout=300)
+    order: List[str] = []
+
+    def more(data: Any, socket: Any) -> None:
+        order.append('begins')
+        try:
+            while True:
+                socket.emit('answer', 'x' * 200_000)
+        finally:
+            order.append('gives up')
+
+    world.server.on('more', more)
+    world.server.on('ask', lambda: order.append('asked'))
+    answering(world)
+    with world.raw() as deaf, world.raw() as other:
+        deaf.sendall(b'{"type":"more"}\f')
+        eventually(lambda: any(socket.pending_bytes > MIB for socket in world.server.sockets))
+        other.sendall(b'{"type":"ask"}\f')
+        eventually(lambda: 'asked' in order)
+    assert order == ['begins', 'gives up', 'asked']
+
+
 # Datagrams
 
 
