@@ -22,11 +22,12 @@ def openssl(*arguments):
 if not (directory / 'ca.pem').exists():
     openssl(
         'req', '-x509', '-newkey', 'rsa:3072', '-nodes', '-days', '3650', '-subj', '/CN=our-ca',
-        '-keyout', 'ca.key', '-out', 'ca.pem',
+        '-addext', 'keyUsage=critical,keyCertSign,cRLSign', '-keyout', 'ca.key', '-out', 'ca.pem',
     )
 for name in 'world', 'hello':
     openssl('req', '-newkey', 'rsa:3072', '-nodes', '-subj', f'/CN={name}', '-keyout', f'{name}.key', '-out', f'{name}.csr')
-    (directory / f'{name}.ext').write_text('subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1\n')  # the hosts it is for
+    names = 'DNS:localhost,IP:127.0.0.1,IP:::1'  # the hosts it is for
+    (directory / f'{name}.ext').write_text(f'authorityKeyIdentifier=keyid\nsubjectAltName={names}\n')
     openssl(
         'x509', '-req', '-in', f'{name}.csr', '-days', '365', '-extfile', f'{name}.ext',
         '-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-out', f'{name}.pem',
