@@ -7,9 +7,11 @@ import resource
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Callable, Iterator, List
 
 import pytest
@@ -208,6 +210,36 @@ def test_many_clients_that_come_at_once_are_all_served(make: Any, certificates: 
     eventually(lambda: here.server.stats()['connections'] == len(logs))
     assert [log.of('error') for log in logs if log.of('error')] == []
     assert here.log.of('error') == []
+
+
+def test_silent_peers_leave_descriptors_for_those_who_speak(make: Any, certificates: Certificates) -> None:
+    """In a process of its own, which may have few of them."""
+    program = (
+        'import resource, sys, nodeipc\n'
+        'resource.setrlimit(resource.RLIMIT_NOFILE, (128, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n'
+        'with nodeipc.IPC(id="world", max_connections=20, tls=dict(private=sys.argv[1], public=sys.argv[2])) as ipc:\n'
+        '    server = ipc.serve_net("127.0.0.1", 0)\n'
+        '    server.on("ask", lambda data, socket: socket.emit("answer", data))\n'
+        '    server.start()\n'
+        '    print(server.address[1], flush=True)\n'
+        '    sys.stdin.read()\n'
+    )
+    command = [sys.executable, '-W', 'error', '-c', program, certificates.key('server'), certificates.pem('server')]
+    pipe = subprocess.PIPE
+    with ExitStack() as stack:
+        child = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe))
+        stack.callback(child.kill)
+        address = '127.0.0.1', int(child.stdout.readline())
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(address))
+        log = Log()
+        client = make(tls=certificates.client()).connect_to_net('world', *address, lambda client: client.on('*', log))
+        client.emit('ask', 1)
+        assert log.wait('answer') == [(1,)]
+        assert not log.of('error')
+        _, said = child.communicate(timeout=60)
+        assert child.returncode == 0
+        assert b'cannot accept' not in said
 
 
 def test_stop_does_not_wait_for_handshakes(world: Worlds, crowd: Any) -> None:
