@@ -233,6 +233,14 @@ class Connection(Owned):
             self._reading = False
             self._update()
 
+    def expect_progress(self) -> None:
+        """From now on cut off a peer that takes nothing for the stall timeout while something waits."""
+        if not self.closed:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._peeked = (self.progress, _unacknowledged(self._sock))
+            self._timer = self._reactor.call_later(self._stall, self._check_progress)
+
     def begin_close(self) -> None:
         """Say goodbye: accept no more, write what is queued, then wait for the peer's end, then close."""
         if self.closed or self._discard:
@@ -241,8 +249,7 @@ class Connection(Owned):
         self._discard = True
         self._refuse_sends()
         self._reading = not self._ended
-        self._peeked = (self.progress, _unacknowledged(self._sock))
-        self._timer = self._reactor.call_later(self._stall, self._check_progress)
+        self.expect_progress()
         if self._send_error is not None:
             self.abort()
         elif self._pending:
@@ -581,10 +588,10 @@ class Connection(Owned):
             self._update()
 
     def _check_progress(self) -> None:
-        """Every stall timeout of a goodbye: cut off a peer that took nothing since the last time."""
+        """Every stall timeout of a goodbye, or before one: cut off a peer that took nothing since the last time."""
         in_flight = _unacknowledged(self._sock)
         before, self._peeked = self._peeked, (self.progress, in_flight)
-        if self._peeked != before:
+        if self._peeked != before or not (self._discard or self._pending or in_flight):
             self._timer = self._reactor.call_later(self._stall, self._check_progress)
         elif self._pending or in_flight:
             self.abort(

@@ -92,6 +92,7 @@ class StreamSocket(Socket, Owner):
     def _stop(self) -> None:
         """Say goodbye after what has arrived is handled and answered."""
         self._connection.stop_reading()
+        self._connection.expect_progress()  # a handler may wait for it to read, and stop() waits for the handler
         self._close_when_handled()
 
     def _close_when_handled(self) -> None:

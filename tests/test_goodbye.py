@@ -439,3 +439,42 @@ def test_nothing_is_handled_after_a_handlers_disconnect(pair: Any) -> None:
             client.connect_to_net('world', *world.server.address, register)
         log.wait('destroy')
         assert handled == [0]
+
+
+def test_a_client_that_reads_nothing_does_not_keep_its_handlers_and_with_them_the_server(pair: Any) -> None:
+    """The handler would wait for ever, and for each of the messages that have arrived."""
+    world = pair(stall_timeout=200, emit_timeout=None, max_pending_bytes=10_000)
+    log = Log()
+    world.server.on('*', log)
+    world.server.on('more', lambda data, socket: [socket.emit('answer', 'x' * 100_000) for _ in range(100)])
+    world.start()
+    with world.raw() as deaf:
+        deaf.sendall(b'{"type":"more"}\f' * 100)
+        log.wait('more')
+        eventually(lambda: any(socket.pending_bytes > 10_000 for socket in world.server.sockets))
+        world.server.stop()
+    codes = [error.code for error, _ in log.of('error') if isinstance(error, ProtocolError)]
+    assert codes == ['ERR_IPC_BACKPRESSURE']
+    assert len(log.of('more')) == 100  # what has arrived is handled, though it cannot be answered
+
+
+def test_a_stopping_server_waits_for_a_handler_longer_than_for_a_client(pair: Any) -> None:
+    world = pair(stall_timeout=100)
+    log, gate = Log(), threading.Event()
+    world.server.on('*', log)
+    world.server.on('ask', lambda data, socket: (gate.wait(20), socket.emit('answer', 'late')))
+    world.start()
+    with world.raw() as client:
+        client.sendall(b'{"type":"ask"}\f')
+        log.wait('ask')
+        stopping = threading.Thread(target=world.server.stop)
+        stopping.start()
+        client.settimeout(0.5)
+        with pytest.raises(socket.timeout):  # several stall timeouts in which there is nothing to take
+            client.recv(100)
+        gate.set()
+        client.settimeout(20)
+        assert client.recv(100) == b'{"type":"answer","data":"late"}\f'
+    stopping.join(20)
+    assert not stopping.is_alive()
+    assert not log.of('error')
