@@ -279,20 +279,20 @@ def test_the_umask_makes_no_difference(
     make: Any, tmp_path: Path, umask: Any, settings: Dict[str, bool], expected: int, mask: int
 ) -> None:
     umask(mask)
-    server = make(socket_root=f'{tmp_path}/deep/in/root/', **settings).serve()
+    server = make(socket_root=f'{tmp_path}/deep/in/own/', **settings).serve()
     server.start()
     umask(0o022)
     assert mode(server.address) == expected
-    assert [mode(tmp_path / name) for name in ('deep', 'deep/in', 'deep/in/root')] == [0o700] * 3
+    assert [mode(tmp_path / name) for name in ('deep', 'deep/in', 'deep/in/own')] == [0o700] * 3
 
 
 @needs_root
 @pytest.mark.parametrize('mask', [0, 0o777])
 def test_the_umask_makes_no_difference_to_users_whom_modes_bind(public: Path, stranger: OtherUser, mask: int) -> None:
     stranger.ask('os.umask', mask)
-    path = stranger.ask('serve', None, id='world', socket_root=f'{public}/deep/root/', readable_all=True)
-    assert path == f'{public}/deep/root/app.world'
-    assert (mode(path), mode(public / 'deep/root'), mode(public / 'deep')) == (0o644, 0o700, 0o700)
+    path = stranger.ask('serve', None, id='world', socket_root=f'{public}/deep/own/', readable_all=True)
+    assert path == f'{public}/deep/own/app.world'
+    assert (mode(path), mode(public / 'deep/own'), mode(public / 'deep')) == (0o644, 0o700, 0o700)
     assert stranger.ask('request', path) == [STRANGER, 'hello']
     stranger.ask('stop')
 
@@ -311,11 +311,11 @@ def test_there_is_no_moment_at_which_a_socket_is_more_open_than_asked(
 
 @needs_root
 def test_other_users_cannot_even_see_what_is_in_the_root(make: Any, public: Path, stranger: OtherUser) -> None:
-    server = make(socket_root=f'{public}/root/', readable_all=True, writable_all=True).serve()
+    server = make(socket_root=f'{public}/own/', readable_all=True, writable_all=True).serve()
     server.start()
     assert mode(server.address) == 0o666
     assert stranger.ask('os.lstat', server.address) == 'EACCES'
-    assert stranger.ask('os.listdir', public / 'root') == 'EACCES'
+    assert stranger.ask('os.listdir', public / 'own') == 'EACCES'
     assert stranger.ask('connect', server.address) == 'EACCES'
 
 
@@ -397,14 +397,14 @@ def test_a_root_that_holds_anything_else_is_neither_closed_nor_used(make: Any, r
 
 @needs_root
 def test_roots_sockets_do_not_keep_a_users_root_open(make: Any, public: Path, stranger: OtherUser) -> None:
-    (public / 'root').mkdir()
-    leave_socket(public / 'root/app.roots')
-    os.chown(public / 'root', STRANGER, STRANGER)
-    (public / 'root').chmod(0o755)
-    assert stranger.ask('serve', None, id='world', socket_root=f'{public}/root/') == f'{public}/root/app.world'
-    assert mode(public / 'root') == 0o700
+    (public / 'own').mkdir()
+    leave_socket(public / 'own/app.roots')
+    os.chown(public / 'own', STRANGER, STRANGER)
+    (public / 'own').chmod(0o755)
+    assert stranger.ask('serve', None, id='world', socket_root=f'{public}/own/') == f'{public}/own/app.world'
+    assert mode(public / 'own') == 0o700
     stranger.ask('stop')
-    os.unlink(public / 'root/app.roots')
+    os.unlink(public / 'own/app.roots')
 
 
 def test_a_root_that_is_closed_already_may_hold_what_it_likes(make: Any, root: Path) -> None:
@@ -422,26 +422,26 @@ def test_a_root_that_is_a_symbolic_link_is_refused_and_its_target_not_touched(
 ) -> None:
     (public / 'private').mkdir()
     (public / 'private').chmod(0o755)
-    (public / 'root').symlink_to('private')
+    (public / 'own').symlink_to('private')
     if hostile:
-        os.chown(public / 'root', STRANGER, STRANGER, follow_symlinks=False)
+        os.chown(public / 'own', STRANGER, STRANGER, follow_symlinks=False)
     code = errno.ENOTDIR if sys.platform.startswith('linux') else errno.ELOOP
-    assert 'no symbolic link' in refused(make, code, socket_root=f'{public}/root/')
+    assert 'no symbolic link' in refused(make, code, socket_root=f'{public}/own/')
     assert mode(public / 'private') == 0o755
     assert os.listdir(public / 'private') == []
 
 
 @needs_root
 def test_a_root_of_another_user_is_refused(make: Any, public: Path, stranger: OtherUser) -> None:
-    stranger.ask('os.mkdir', public / 'root', 0o700)
-    assert f'is shared (owner {STRANGER}' in refused(make, errno.EPERM, socket_root=f'{public}/root/')
+    stranger.ask('os.mkdir', public / 'own', 0o700)
+    assert f'is shared (owner {STRANGER}' in refused(make, errno.EPERM, socket_root=f'{public}/own/')
     (public / 'mine').mkdir(0o700)
     assert stranger.ask('serve', None, socket_root=f'{public}/mine/') == 'EACCES'
     (public / 'mine').chmod(0o777)
     assert stranger.ask('serve', None, socket_root=f'{public}/mine/') == 'EPERM'
     # POSIX lets two slashes mean something else, and os.path.abspath keeps them.
     with pytest.raises(PermissionError, match=f'is shared .owner {STRANGER}'):
-        make(socket_root=f'/{public}/root/').serve().start()
+        make(socket_root=f'/{public}/own/').serve().start()
     assert stranger.ask('serve', None, socket_root=f'/{public}/mine/') == 'EPERM'
     assert os.listdir(public / 'mine') == []
 
@@ -951,40 +951,40 @@ def test_a_path_directly_in_a_secured_root_is_assured(tmp_path: Path) -> None:
 
 def test_a_relative_path_may_be_assured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    socketroot.check_assured_path('root/x', Config(socket_root=f'{tmp_path}/root/'))
-    socketroot.check_assured_path(f'{tmp_path}/root/x', Config(socket_root='root/'))
+    socketroot.check_assured_path('own/x', Config(socket_root=f'{tmp_path}/own/'))
+    socketroot.check_assured_path(f'{tmp_path}/own/x', Config(socket_root='own/'))
     with pytest.raises(ConfigError, match='directly inside'):
-        socketroot.check_assured_path('x', Config(socket_root=f'{tmp_path}/root/'))
+        socketroot.check_assured_path('x', Config(socket_root=f'{tmp_path}/own/'))
 
 
 NOT_ASSURED: List[Tuple[str, str]] = [
     ('/run/x', 'directly inside'),
-    ('/run/root', 'directly inside'),
-    ('/run/root/', 'directly inside'),
-    ('/run/root/.', 'directly inside'),
-    ('/run/root/sub/x', 'directly inside'),
-    ('/run/rooted/x', 'directly inside'),
-    ('/run/root/sub/../x', "with '..'"),
-    ('/run/root/../root/x', "with '..'"),
-    ('/run/root/..', "with '..'"),
-    ('/run/root/../x', "with '..'"),
-    ('\0/run/root/x', 'abstract'),
+    ('/run/own', 'directly inside'),
+    ('/run/own/', 'directly inside'),
+    ('/run/own/.', 'directly inside'),
+    ('/run/own/sub/x', 'directly inside'),
+    ('/run/owned/x', 'directly inside'),
+    ('/run/own/sub/../x', "with '..'"),
+    ('/run/own/../own/x', "with '..'"),
+    ('/run/own/..', "with '..'"),
+    ('/run/own/../x', "with '..'"),
+    ('\0/run/own/x', 'abstract'),
     ('/', 'directly inside'),
-    ('//run/root/sub/x', 'directly inside'),
+    ('//run/own/sub/x', 'directly inside'),
 ]
 
 
 @pytest.mark.parametrize(('path', 'why'), NOT_ASSURED)
 def test_other_paths_are_not_assured(path: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why) as caught:
-        socketroot.check_assured_path(path, Config(socket_root='/run/root/'))
+        socketroot.check_assured_path(path, Config(socket_root='/run/own/'))
     assert str(caught.value).startswith(repr(path.replace('\0', '@')))
     assert str(caught.value).endswith('[ERR_IPC_ASSURED_TRANSPORT]')
 
 
 def test_no_path_is_assured_in_a_root_that_is_not_secured() -> None:
-    with pytest.raises(ConfigError, match=r"'/run/root/x': .*secure_socket_root = True \[ERR_IPC_ASSURED_TRANSPORT\]$"):
-        socketroot.check_assured_path('/run/root/x', Config(socket_root='/run/root/', secure_socket_root=False))
+    with pytest.raises(ConfigError, match=r"'/run/own/x': .*secure_socket_root = True \[ERR_IPC_ASSURED_TRANSPORT\]$"):
+        socketroot.check_assured_path('/run/own/x', Config(socket_root='/run/own/', secure_socket_root=False))
 
 
 def test_a_root_of_ours_alone_is_verified_and_none_is_made(make: Any, root: Path, tmp_path: Path) -> None:
@@ -1019,8 +1019,8 @@ def test_a_root_of_another_user_is_not_verified(root: Path) -> None:
         socketroot.verify_root(Config())
 
 
-@pytest.mark.parametrize('path', ['/run/root/x', '//run/root/x', '///run/root/x', '/run//root/./x'])
-@pytest.mark.parametrize('root', ['/run/root/', '//run/root/', '/run/root//'])
+@pytest.mark.parametrize('path', ['/run/own/x', '//run/own/x', '///run/own/x', '/run//own/./x'])
+@pytest.mark.parametrize('root', ['/run/own/', '//run/own/', '/run/own//'])
 def test_a_path_is_assured_however_it_is_written(path: str, root: str) -> None:
     socketroot.check_assured_path(path, Config(socket_root=root))
 

@@ -615,12 +615,12 @@ def assert_node_throws(node: NodePeer, of: str, code: str) -> None:
 
 
 def test_assured_peers_find_each_other_by_id_in_a_common_root(make: Make, tmp_path: Path, node: NodePeer) -> None:
-    root = {'socket_root': f'{tmp_path}/root/', 'parser': 'assured', 'allowed_events': ALLOWED}
+    root = {'socket_root': f'{tmp_path}/own/', 'parser': 'assured', 'allowed_events': ALLOWED}
     node.configure(id='node', **root)
     node.do('echo')
     node.do('serve')
     node.wait('start')
-    assert (tmp_path / 'root').stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / 'own').stat().st_mode & 0o777 == 0o700
     ipc = make(id='python', **root)
     server = ipc.serve()
     echo(server)
