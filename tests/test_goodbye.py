@@ -214,7 +214,7 @@ def test_socket_close_delivers_what_was_emitted_and_drops_what_was_not_handled(p
 def test_a_handler_may_disconnect_its_own_client(pair: Any) -> None:
     world = pair()
     got = collector(world)
-    world.server.on('connect', lambda socket: socket.emit('go'))
+    world.server.on('ready', lambda data, socket: socket.emit('go'))
     log = Log()
     client = world.connect(log)
 
@@ -226,6 +226,8 @@ def test_a_handler_may_disconnect_its_own_client(pair: Any) -> None:
         with pytest.raises(NotConnectedError):
             client.emit('message', 'too late')
         log('gone')
+
+    client.emit('ready')
 
     eventually(lambda: got == ['bye'])
     log.wait('destroy')
