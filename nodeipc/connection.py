@@ -316,11 +316,12 @@ class Connection(Owned):
             before, stall = self._stalled_at
             if self._wait(self._has_room, deadline.sooner(stall).remaining):
                 return True
-            if not stall.remaining and self._takes_nothing_since(before):
-                self._open = False
-                self._reactor.call(self.abort, self._stalled())
-                return True
-            self._stalled_at = None if not stall.remaining else self._stalled_at
+            if not stall.remaining:
+                if self._takes_nothing_since(before):
+                    self._open = False
+                    self._reactor.call(self.abort, self._stalled())
+                    return True
+                self._stalled_at = None
             if deadline.timeout is not None and not deadline.remaining:
                 return False
 
