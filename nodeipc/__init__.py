@@ -19,8 +19,10 @@ Servers and clients exchange JSON events over Unix sockets, TCP, TLS and UDP::
 
 from .client import Client
 from .config import Config, Interface
-from .errors import ConfigError, EmitTimeout, IPCError, NotConnectedError, ProtocolError
+from .errors import ConfigError, EmitTimeout, IPCError, NotConnectedError, ProtocolError, RemoteError, RequestTimeout
+from .eventqueue import Event, EventIterator
 from .instance import IPC
+from .scripts import connect, serve
 from .server import Server, Socket
 from .wire import EventDecoder, Parser
 
@@ -30,15 +32,21 @@ __all__ = [
     'Config',
     'ConfigError',
     'EmitTimeout',
+    'Event',
     'EventDecoder',
+    'EventIterator',
     'IPCError',
     'Interface',
     'NotConnectedError',
     'Parser',
     'ProtocolError',
+    'RemoteError',
+    'RequestTimeout',
     'Server',
     'Socket',
+    'connect',
     'ipc',
+    'serve',
 ]
 __version__ = '0.1.0'
 

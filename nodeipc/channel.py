@@ -32,13 +32,15 @@ _PAUSE_SECONDS = 0.25
 class Channel(Owned):
     """A socket that is bound for datagrams. `name` is whose it is, for messages.
 
+    If it is `connected`, all go to and come from one address, and the system tells when nobody is there.
+
     On the reactor thread `received` is told of each datagram and its sender, `failed` of what goes wrong, and `closed` of
     the end.
     """
 
     __slots__ = (
-        '_closed', '_closing', '_limit', '_lock', '_max_pending', '_name', '_names', '_open', '_outbox', '_reactor',
-        '_reading', '_room', '_sock', '_stall', '_started', '_tell_closed', '_tell_failed', '_tell_received',
+        '_closed', '_closing', '_connected', '_limit', '_lock', '_max_pending', '_name', '_names', '_open', '_outbox',
+        '_reactor', '_reading', '_room', '_sock', '_stall', '_started', '_tell_closed', '_tell_failed', '_tell_received',
         '_timer', '_watched', 'address', 'bytes_in', 'bytes_out', 'messages_in', 'messages_out', 'pending',
     )
 
@@ -52,6 +54,7 @@ class Channel(Owned):
         received: Callable[[bytes, SocketAddress], Any],
         failed: Callable[[Exception], Any],
         closed: Callable[[], Any],
+        connected: bool = False,
     ) -> None:
         assert isinstance(bound.address, UDPAddress)
         self._sock = bound.socket
@@ -65,6 +68,7 @@ class Channel(Owned):
         self._tell_received = received
         self._tell_failed = failed
         self._tell_closed = closed
+        self._connected = connected
 
         # Guards all that sending touches, down to the counters, and the socket against being closed meanwhile. Held for
         # a non-blocking write at most; the reactor takes it. No other lock is taken inside it. Re-entrant, for a signal
@@ -125,6 +129,16 @@ class Channel(Owned):
                     f'{self._name} can send no more: {self.pending} bytes are waiting and no room came within '
                     f'{deadline.timeout} s; emit less, wait longer, or raise config.max_pending_bytes'
                 )
+
+    def flush(self, deadline: Deadline) -> None:
+        """Wait until all is written; raises EmitTimeout."""
+        with self._lock:
+            if not self.pending:
+                return
+            if self._room is None:
+                self._room = threading.Condition(self._lock)
+            if not self._reactor.wait_for(self._room, lambda: not (self.pending and self._open), deadline.remaining):
+                raise EmitTimeout(f'{self._name}: {self.pending} bytes were not sent within {deadline.timeout} s')
 
     def queue(self, datagram: bytes, where: SocketAddress) -> None:
         """As `send`, whatever waits."""
@@ -226,6 +240,9 @@ class Channel(Owned):
                 datagram, sender = self._sock.recvfrom(_RECEIVE_BYTES)
             except (BlockingIOError, InterruptedError):
                 return
+            except ConnectionRefusedError as error:
+                self._refused(error)
+                continue
             except OSError as error:
                 self._read_failed(error)
                 return
@@ -233,6 +250,10 @@ class Channel(Owned):
             self._tell_received(datagram, sender)
             if not self._reading:
                 return
+
+    def _refused(self, error: ConnectionRefusedError) -> None:
+        why = 'nobody receives there; is the server running?'
+        self._tell_failed(ConnectionRefusedError(error.errno, f'{self._name}: {why}'))
 
     def _read_failed(self, error: OSError) -> None:
         """It has been closed by somebody else; or, on some systems, something that was sent met nobody."""
@@ -293,7 +314,10 @@ class Channel(Owned):
     def _write(self, datagram: bytes, where: SocketAddress) -> bool:
         """Give a datagram to the system; False if it takes none now."""
         try:
-            self._sock.sendto(datagram, where)
+            if self._connected:
+                self._send(datagram)
+            else:
+                self._sock.sendto(datagram, where)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
@@ -302,6 +326,13 @@ class Channel(Owned):
             raise OSError(error.errno, f'{self._name} cannot send to {readable(where)}: {error.strerror}') from error
         self.bytes_out += len(datagram)
         return True
+
+    def _send(self, datagram: bytes) -> None:
+        try:
+            self._sock.send(datagram)
+        except ConnectionRefusedError as error:  # an earlier one was; this one has not been sent
+            self._reactor.call(self._refused, error)
+            self._sock.send(datagram)
 
     def _too_large(self, datagram: bytes, limit: str) -> ProtocolError:
         return ProtocolError(

@@ -425,19 +425,32 @@ class Config:
         self.update(settings)
 
     def update(self, settings: Mapping[str, Any]) -> None:
-        """Assign several settings; raises as the assignments would."""
+        """Assign several `settings`; raises as the assignments would.
+
+        >>> config = Config()
+        >>> config.update({'id': 'world', 'retry': 1500})
+        >>> config.id, config.retry
+        ('world', 1500)
+        """
         for name, value in settings.items():
             setattr(self, name, value)
 
     def copy(self) -> Config:
-        """Return an independent copy."""
+        """Return an independent copy.
+
+        >>> config = Config(id='world')
+        >>> copy = config.copy()
+        >>> copy.id = 'other'
+        >>> config.id
+        'world'
+        """
         twin = Config.__new__(Config)
         for name in _FIELDS:
             object.__setattr__(twin, name, getattr(self, name))
         twin.interface = Interface(*(getattr(self.interface, name) for name in ('local_address', 'local_port', 'family')))
         return twin
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def _assign(self, name: str, value: Any) -> None:
         field = _FIELDS.get(name)
         if field is None:
             raise AttributeError(_unknown(name))
@@ -456,8 +469,12 @@ class Config:
             value = tuple(value)  # the application's own may change
         super().__setattr__(name, value)
 
-    def __getattr__(self, name: str) -> Any:
+    def _missing(self, name: str) -> Any:
         raise AttributeError(name if name.startswith('__') else _unknown(name))
+
+    if not TYPE_CHECKING:  # for a type checker there would be no unknown field any more
+        __setattr__ = _assign
+        __getattr__ = _missing
 
     def __repr__(self) -> str:
         return 'Config({})'.format(', '.join(f'{name}={getattr(self, name)!r}' for name in _FIELDS))

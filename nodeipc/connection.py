@@ -25,7 +25,7 @@ from .errors import EmitTimeout, IPCError, NotConnectedError, ProtocolError, ret
 from .messageclock import MessageClock
 from .parsers import Codec
 from .reactor import READ, WRITE, Owned, Reactor, Timer
-from .wire import BACKPRESSURE, MESSAGE_TIMEOUT
+from .wire import BACKPRESSURE, MESSAGE_TIMEOUT, Event
 from .workers import Strand
 
 if TYPE_CHECKING:  # imported by those who make one
@@ -51,10 +51,29 @@ _NO_SIGPIPE = getattr(socket, 'MSG_NOSIGNAL', 0)
 Block = Union[bytes, bytearray, memoryview]
 
 
+# Why those who wait for an answer are told that it will not come.
+STARVED = (
+    'the answer cannot be read, because too much of what came before it is not handled yet (config.max_pending_bytes); have '
+    'handlers and iterators keep up, or ask on a connection of its own'
+)
+
+
 class Owner:
     """What a connection tells its server's socket or its client, on the reactor thread."""
 
     __slots__ = ()
+
+    def _connection_heard(self, connection: Connection, events: List[Event], size: int) -> List[Event]:
+        """Events, which came as `size` bytes, have been read. Return those that handlers are to have."""
+        raise NotImplementedError
+
+    def _is_awaited(self) -> bool:
+        """Whether a thread waits for what is to be read, and handlers that are behind must not keep it from that."""
+        raise NotImplementedError
+
+    def _connection_starved(self, connection: Connection) -> None:
+        """Nothing more can be read for those who wait: too much of what came is not handled yet."""
+        raise NotImplementedError
 
     def _connection_ended(self, connection: Connection) -> None:
         """The peer will send no more. The owner calls `begin_close` when it has nothing more to send either."""
@@ -80,10 +99,11 @@ class Connection(Owned):
     """A connected stream socket. `name` is what error messages call the other end, `tls` what it is encrypted with."""
 
     __slots__ = (
-        '_clock', '_closing', '_cuts_stalled', '_decoder', '_discard', '_ended', '_half_closed', '_lock', '_lost',
-        '_max_pending', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor', '_reading', '_recv', '_room',
-        '_send', '_send_error', '_sock', '_stall', '_stalled_at', '_strand', '_timer', '_tls', '_undelivered',
-        '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'messages_in', 'messages_out', 'name',
+        '_behind', '_clock', '_closing', '_cuts_stalled', '_decoder', '_discard', '_ended', '_half_closed', '_holds',
+        '_lock', '_lost', '_max_pending', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor', '_read_behind',
+        '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_stalled_at', '_strand', '_timer', '_tls',
+        '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'failure', 'messages_in',
+        'messages_out', 'name',
     )
 
     def __init__(
@@ -114,8 +134,9 @@ class Connection(Owned):
 
         # Guards everything that sending touches: _writing and what follows it down to the two counters, and each write to
         # the socket, so that frames never interleave. Held for a non-blocking write at most, never while code of the
-        # application runs; the reactor takes it. Only a TLSStream's lock is taken inside it. It is re-entrant so that code
-        # which interrupts its holder (a signal handler, __del__) finds _writing set and does not wait for itself.
+        # application runs; the reactor takes it. Only a TLSStream's lock and that of Waiters are taken inside it. It is
+        # re-entrant so that code which interrupts its holder (a signal handler, __del__) finds _writing set and does not
+        # wait for itself.
         self._lock = threading.RLock()
         self._writing = False
         self._open = True
@@ -131,8 +152,12 @@ class Connection(Owned):
         self.messages_in = 0
         self.bytes_in = 0
         self.closed = False
+        self.failure: Optional[Exception] = None  # why it was lost, if anybody knows
         self._undelivered = 0  # bytes read since the last event
         self._reading = False
+        self._behind = False  # handlers are
+        self._holds = 0  # queues of events that are
+        self._read_behind = 0  # bytes, nevertheless, because somebody waited for an answer
         self._discard = False
         self._ended = False  # the peer's end was read
         self._lost = False  # or an error in its place
@@ -160,11 +185,14 @@ class Connection(Owned):
         tls = self._tls  # once: the reactor thread may take it away
         return self.bytes_out if tls is None else tls.bytes_out
 
-    def send(self, frame: bytes, timeout: Optional[float], messages: int = 1) -> bool:
+    def send(
+        self, frame: bytes, timeout: Optional[float], messages: int = 1, stand: Optional[Callable[[], Any]] = None
+    ) -> bool:
         """Accept all of `frame`, which holds `messages`, or nothing: write it, or queue it behind the pending limit.
 
         Waits up to `timeout` seconds for room, then raises EmitTimeout. Returns False if the connection is not open, or
-        not any more: then nothing of the frame will arrive as a message.
+        not any more: then nothing of the frame will arrive as a message. `stand` is called right before it is written, so
+        that those who wait for answers stand in the order in which their requests leave.
         """
         with self._lock:
             if self._pending > self._max_pending and self._open and not self._wait_to_send(timeout):
@@ -172,7 +200,23 @@ class Connection(Owned):
                     f'{self.name} takes no more: {self._pending} bytes are waiting to be written and no room came within '
                     f'{timeout} s; emit less, wait longer, or raise config.max_pending_bytes'
                 )
-            return self._open and self._write(frame, messages)
+            if not self._open:
+                return False
+            if stand is None:
+                return self._write(frame, messages)
+            stand()
+            accepted = self._write(frame, messages)
+        self.read_on()
+        return accepted
+
+    def read_on(self) -> None:
+        """Somebody waits for what is to be read."""
+        if self._behind or self._holds:
+            self._reactor.call(self._consider_reading)
+
+    def release(self) -> None:
+        """Undo one `hold`."""
+        self._reactor.call(self._released)
 
     def queue(self, frame: bytes) -> bool:
         """Accept `frame` whatever is queued; True if the queue is over its limit now."""
@@ -202,6 +246,14 @@ class Connection(Owned):
                 raise NotConnectedError(f'the connection to {self.name} was lost with {self._pending} bytes not written')
 
     @property
+    def why_lost(self) -> str:
+        """Why it is closed, for those who waited for something to come."""
+        failure = self.failure
+        if failure is None:
+            return 'the other end has closed the connection'
+        return (isinstance(failure, OSError) and failure.strerror) or str(failure)
+
+    @property
     def never_stood(self) -> bool:
         """Whether it broke at once and before anything came: so TLS 1.3 refuses our certificate, after the handshake."""
         broken = self._lost or self._send_error is not None
@@ -217,9 +269,12 @@ class Connection(Owned):
         """Begin to read."""
         self._reactor.owned.add(self)
         self._strand.on_drained = self._drained
-        self._reading = not self._strand.is_full  # a client's strand may be behind with what an earlier connection brought
-        self._update()
-        self._read_ahead()
+        self._behind = self._strand.is_full  # a client's may be, with what an earlier connection brought
+        self._consider_reading()
+
+    def hold(self) -> None:
+        """Read no more, unless somebody waits for an answer, until it is released."""
+        self._holds += 1
 
     def _read_ahead(self) -> None:
         """TLS: read what came with the end of the handshake, of which the socket will not tell again."""
@@ -230,8 +285,7 @@ class Connection(Owned):
         """Read no more until the goodbye."""
         if not self._discard:
             self._closing = True
-            self._reading = False
-            self._update()
+            self._pause()
 
     def expect_progress(self) -> None:
         """From now on cut off a peer that takes nothing for the stall timeout while something waits."""
@@ -282,6 +336,7 @@ class Connection(Owned):
         self._sock.close()
         self._reactor.owned.discard(self)
         if error is not None:
+            self.failure = error
             self._owner._connection_failed(self, error)
         if self._pending and not (isinstance(error, ProtocolError) and error.code == BACKPRESSURE):  # which tells
             why = self._send_error.strerror if self._send_error else 'the connection is closed'
@@ -511,7 +566,7 @@ class Connection(Owned):
 
     def _decode(self, chunk: bytes) -> bool:
         """Hand the events that `chunk` completes to the strand; False if it breaks the rules."""
-        events: List[Tuple[Any, ...]] = []
+        events: List[Event] = []
         failure: Optional[Exception] = None
         self._undelivered += len(chunk)
         try:
@@ -524,10 +579,13 @@ class Connection(Owned):
         if events:
             self.messages_in += len(events)
             size, self._undelivered = self._undelivered, 0
+            events = self._owner._connection_heard(self, events, size)
             if self._strand.post_events(events, size):
-                self._reading = False
-                self._update()
+                self._behind = True
+            if self._behind or self._holds:
+                self._read_on_or_pause(size)
         if failure is not None:
+            self.failure = failure
             self.stop_reading()
             self._owner._connection_broken(self, failure)
         elif self._clock is not None:
@@ -545,10 +603,39 @@ class Connection(Owned):
         if self._clock is not None and not self._closing:
             self.stop_reading()
             why = f'a message was not complete {self._clock.limit} s after its first byte (config.message_timeout)'
-            self._owner._connection_broken(self, ProtocolError(MESSAGE_TIMEOUT, f'{self.name}: {why}'))
+            self.failure = ProtocolError(MESSAGE_TIMEOUT, f'{self.name}: {why}')
+            self._owner._connection_broken(self, self.failure)
 
     def _drained(self) -> None:
-        self._reactor.call(self._resume)
+        self._reactor.call(self._handlers_caught_up)
+
+    def _handlers_caught_up(self) -> None:
+        self._behind = False
+        self._consider_reading()
+
+    def _released(self) -> None:
+        self._holds -= 1
+        self._consider_reading()
+
+    def _read_on_or_pause(self, size: int) -> None:
+        """What was read last is not handled yet: read more only if somebody waits for an answer, and within a limit."""
+        self._read_behind += size
+        if self._owner._is_awaited():
+            if self._read_behind <= self._max_pending:
+                return
+            self._owner._connection_starved(self)
+        self._pause()
+
+    def _consider_reading(self) -> None:
+        is_behind = self._behind or self._holds > 0
+        if not is_behind:
+            self._read_behind = 0
+        if not (self._reading or self.closed) and (not is_behind or self._owner._is_awaited()):
+            self._resume()
+
+    def _pause(self) -> None:
+        self._reading = False
+        self._update()
 
     def _resume(self) -> None:
         if not (self._closing or self._ended or self.closed):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from typing import Any, List, Mapping, Optional, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Tuple
 
 from .address import Listener, SocketAddress, UDPAddress, adopt, listen, readable, udp_address
 from .channel import Channel
@@ -17,31 +17,61 @@ from .deadline import Deadline
 from .engine import Engine
 from .errors import ConfigError, IPCError, NotConnectedError, ProtocolError
 from .profiles import ASSURED_TRANSPORT
-from .server import Carrier, Server, Socket
+from .role import Carrier
+from .server import Server, Socket
 from .tally import Tally
 from .wire import BACKPRESSURE, NO_DATA, Event, Payload
+from .workers import Strand
 
 # What may wait for the handlers of one peer; more is dropped, because in UDP nothing can make it wait. A burst of small
 # messages, or some of the largest.
 _MAX_BACKLOG_BYTES = 1 << 20
 
+_FORGOTTEN = 'it is not among the config.max_connections that were heard last, or was closed'
+
 # The objects that stand for a datagram which waits, however small it is.
 _OVERHEAD_BYTES = 512
+
+
+class Backlog:
+    """What waits for the handlers of one peer, on a strand."""
+
+    __slots__ = ('_handled', '_strand', '_taken')
+
+    def __init__(self, strand: Strand) -> None:
+        self._strand = strand
+        self._taken = 0  # bytes that were given to the strand; the reactor thread's own
+        self._handled = 0  # the strand's own
+
+    def has_room(self, size: int) -> bool:
+        """Whether a datagram of `size` bytes may wait, too."""
+        return self._taken - self._handled + size + _OVERHEAD_BYTES <= _MAX_BACKLOG_BYTES
+
+    def take(self, handle: Callable[[str, Any], Any], events: List[Event], size: int) -> None:
+        """Have `handle` called with each of the events that came in a datagram of `size` bytes."""
+        self._taken += size + _OVERHEAD_BYTES
+        for type, data in events:
+            self._strand.post(handle, type, data)
+        self._strand.post(self._done, size + _OVERHEAD_BYTES)
+
+    def _done(self, size: int) -> None:
+        self._handled += size
 
 
 class DatagramPeer(Socket):
     """Whoever sent a datagram to a UDP server."""
 
-    __slots__ = ('_closed', '_handled', '_taken', '_where')
+    __slots__ = ('_backlog', '_where')
 
     _server: DatagramServer
 
     def __init__(self, server: DatagramServer, engine: Engine, where: SocketAddress) -> None:
         super().__init__(server, engine, (where[0], where[1]))
         self._where = where
-        self._closed = False
-        self._taken = 0  # bytes that were given to the strand; the reactor thread's own
-        self._handled = 0  # the strand's own
+        self._backlog = Backlog(self._strand)
+
+    def __str__(self) -> str:
+        return self._server._name(self._where)
 
     @property
     def connected(self) -> bool:
@@ -55,31 +85,34 @@ class DatagramPeer(Socket):
     def emit(self, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
         self._server._send(self._server._encode(type, data), self._where, timeout)
 
+    def _send_request(self, frame: bytes, timeout: Optional[float], stand: Callable[[], Any]) -> None:
+        stand()
+        self._server._send(frame, self._where, timeout)
+
+    def _read_on(self) -> None:
+        """Datagrams are always read."""
+
     def close(self) -> None:
-        self._closed = True
+        self._hang_up()
         self._server._forget(self)
 
     # Reactor thread
 
     def _has_room(self, size: int) -> bool:
-        """Whether no more waits for its handlers than may."""
-        return self._taken - self._handled + size + _OVERHEAD_BYTES <= _MAX_BACKLOG_BYTES
+        """Whether no more waits for its handlers, and iterators, than may."""
+        if self._server._waiters_here.is_behind(self) or (self._waiting is not None and self._waiting.is_behind(self)):
+            return False
+        return self._backlog.has_room(size)
 
     def _take(self, events: List[Event], size: int) -> None:
         """Have the events of a datagram handled."""
-        self._taken += size + _OVERHEAD_BYTES
-        for type, data in events:
-            self._strand.post(self._handle, type, data)
-        self._strand.post(self._done, size + _OVERHEAD_BYTES)
+        self._backlog.take(self._handle, events, size)
 
     # On the strand
 
     def _handle(self, type: str, data: Any) -> None:
         if not self._closed:
             self._strand.deliver(type, data)
-
-    def _done(self, size: int) -> None:
-        self._handled += size
 
 
 class DatagramServer(Server):
@@ -202,7 +235,7 @@ class DatagramServer(Server):
             return
         assert self._door is not None
         self._door.messages_in += len(events)  # first, for a handler may look
-        peer._take(events, len(datagram))
+        peer._take(peer._heard(events, len(datagram)), len(datagram))
 
     def _admit(self, sender: SocketAddress) -> Optional[DatagramPeer]:
         """Remember a new peer in place of the least recently heard, if that many are not being handled already."""
@@ -210,7 +243,7 @@ class DatagramServer(Server):
         if len(self._unfinished) >= 2 * limit:
             return None
         if len(self._sockets) >= limit:
-            self._left(next(iter(self._sockets)))
+            self._left(next(iter(self._sockets)), _FORGOTTEN)
         assert self._engine is not None
         peer = DatagramPeer(self, self._engine, sender)
         self._joined(sender, peer)
@@ -218,7 +251,7 @@ class DatagramServer(Server):
 
     def _forget_now(self, peer: DatagramPeer) -> None:
         if self._remembers(peer):
-            self._left(peer._where)
+            self._left(peer._where, _FORGOTTEN)
 
     def _name(self, sender: SocketAddress) -> str:
         return f'{readable(sender)}, a peer of {self}'
@@ -234,7 +267,7 @@ class DatagramServer(Server):
             return
         self._door.stop_reading()
         for where in list(self._sockets):
-            self._left(where)
+            self._left(where, 'the server is stopped')
 
     def _cut(self, error: Optional[Exception]) -> None:
         if error is not None and self._door is not None:
@@ -243,7 +276,7 @@ class DatagramServer(Server):
     def _channel_closed(self) -> None:
         self._dropped.close()
         for where in list(self._sockets):  # if it was not stopped but broke
-            self._left(where)
+            self._left(where, 'the socket is closed')
         with self._lock:
             assert self._door is not None
             self._count_past(self._door)

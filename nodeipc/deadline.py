@@ -18,7 +18,10 @@ class Deadline:
 
     def __init__(self, timeout: Optional[float]) -> None:
         self.timeout = timeout
-        self._end = None if timeout is None else time.monotonic() + timeout
+        try:
+            self._end = None if timeout is None else time.monotonic() + timeout
+        except TypeError:  # a method that is registered as a handler, perhaps, and was given the data
+            raise TypeError(f'timeout must be a number of seconds, or None, not {timeout!r}') from None
 
     @property
     def remaining(self) -> Optional[float]:

@@ -3,7 +3,7 @@
 Every other module raises these; this one imports none of them. A message names the endpoint concerned and says what to do.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 E = TypeVar('E', bound=OSError)
 
@@ -17,7 +17,13 @@ class IPCError(Exception):
 
 
 class ConfigError(IPCError, ValueError):
-    """A setting has a value it cannot have; raised at the assignment."""
+    """A setting has a value it cannot have; raised at the assignment.
+
+    >>> from nodeipc import Config
+    >>> Config(retry='500')
+    Traceback (most recent call last):
+    nodeipc.errors.ConfigError: retry must be a number of milliseconds, 0 or more, not '500' (ms between attempts to connect)
+    """
 
 
 class NotConnectedError(IPCError, ConnectionError):
@@ -30,6 +36,30 @@ class NotConnectedError(IPCError, ConnectionError):
 
 class EmitTimeout(IPCError, TimeoutError):
     """``emit`` or ``flush`` ran out of time. Nothing of the message was sent, and nothing of it will be."""
+
+
+class RequestTimeout(IPCError, TimeoutError):
+    """``request``, ``call``, ``wait_for`` or ``events`` ran out of time. What was asked was sent, and may have been done."""
+
+
+class RemoteError(IPCError):
+    """A call was answered with an error; raised in a method, it is the answer.
+
+    `code` and `message` are JSON-RPC 2.0's, and `data` is what the other end has to say besides, or None.
+
+    >>> error = RemoteError(-32601, 'Method not found')
+    >>> error.code, error.message, error.data
+    (-32601, 'Method not found', None)
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(code, message, data)
+        self.code = code
+        self.message = message
+        self.data = data
+
+    def __str__(self) -> str:
+        return f'{self.message} [{self.code}]'
 
 
 class ProtocolError(IPCError):

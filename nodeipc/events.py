@@ -108,7 +108,14 @@ class Emitter:
     def once(self, event: str, handler: F) -> F: ...
 
     def once(self, event: str, handler: Optional[Handler] = None) -> Any:
-        """As `on`, for the next `event` only."""
+        """As `on`, for the next `event` only.
+
+        >>> from nodeipc import IPC
+        >>> server = IPC(id='once-example').serve()
+        >>> @server.once('connect')
+        ... def first(socket):
+        ...     print('the first client is', socket.peer)
+        """
         return self._register(event, handler, once=True)
 
     def off(self, event: str, handler: Any = ANY) -> None:
@@ -116,7 +123,7 @@ class Emitter:
 
         A dispatch that has begun is not changed by it.
         """
-        _check_event(event)
+        check_event(event)
         with self._handlers_lock:
             left = () if handler == ANY else tuple(
                 registration for registration in self._handlers.get(event, ()) if registration.function != handler
@@ -127,7 +134,7 @@ class Emitter:
                 self._handlers.pop(event, None)
 
     def _register(self, event: str, handler: Optional[Handler], once: bool) -> Any:
-        _check_event(event)
+        check_event(event)
         if handler is None:
             return lambda function: self._register(event, function, once)
         self._add(event, Registration(handler, once))
@@ -198,7 +205,8 @@ class Emitter:
         raise NotImplementedError
 
 
-def _check_event(event: str) -> None:
+def check_event(event: str) -> None:
+    """Raise TypeError or ValueError for what cannot be the name of an event."""
     if not isinstance(event, str):
         raise TypeError(f'an event name must be a str, not {event.__class__.__name__}: {event!r}')
     if not event:

@@ -11,12 +11,11 @@ import os
 import socket
 import threading
 import weakref
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 from .address import (
     UDP_TYPES,
     Address,
-    StreamAddress,
     TCPAddress,
     TLSAddress,
     UDPAddress,
@@ -27,6 +26,7 @@ from .address import (
 from .client import Client
 from .config import Config
 from .datagram import DatagramServer
+from .datagramclient import DatagramClient
 from .deadline import NEVER, Deadline
 from .engine import Endpoint, Engine
 from .errors import NotConnectedError
@@ -35,6 +35,7 @@ from .log import render
 from .reentry import calls_out
 from .server import Server
 from .stream import StreamServer
+from .streamclient import StreamClient
 from .sync import SyncClient
 
 # How long the interpreter's exit waits for handlers that are still running.
@@ -100,7 +101,7 @@ class IPC:
         self.config.update(settings)
         self._reset()
         _instances.add(self)
-        self.server: Optional[Server] = None
+        self.server: Union[Server, Any] = None  # or it would have to be checked for None before each use
         """The server that `serve` or `serve_net` made last, or None."""
 
     def _reset(self) -> None:
@@ -302,7 +303,11 @@ class IPC:
             raise NotConnectedError(f'{self.config.id!r} is being closed; connect or serve again when close() has returned')
         return engine
 
-    def _connect(self, id: str, address: StreamAddress, callback: Optional[Handler]) -> Client:
+    def _connect_udp(self, id: str, host: Optional[str], port: Optional[int], callback: Handler) -> Client:
+        where = self._net(host, port)
+        return self._connect(id, udp_address(where.host, where.port, 6 if ':' in where.host else 4), callback)
+
+    def _connect(self, id: str, address: Address, callback: Optional[Handler]) -> Client:
         try:
             client, old = self._client(id, address)
         except BaseException:
@@ -322,13 +327,15 @@ class IPC:
             client._start()
         return client
 
-    def _client(self, id: str, address: StreamAddress) -> Tuple[Client, Optional[Client]]:
+    def _client(self, id: str, address: Address) -> Tuple[Client, Optional[Client]]:
         """Return a client, and it again if it is one that was there before."""
         with self._lock:
             old = self._clients.get(id)
             if old is None or not old._usable:
-                make = SyncClient if self.config.sync else Client
-                client = make(id, address, self.config, self._running(), self.log, self._removed)
+                kind: Type[Client] = SyncClient if self.config.sync else StreamClient
+                if isinstance(address, UDPAddress):
+                    kind = DatagramClient
+                client = kind(id, address, self.config, self._running(), self.log, self._removed)
                 client._engine.endpoints[client] = None
                 self._clients[id] = client
                 return client, None

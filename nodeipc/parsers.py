@@ -29,6 +29,7 @@ class Codec:
 
     #: Whether only endpoints that are protected as the profile `assured` demands may use it.
     is_assured = False
+    is_raw = False
 
     #: Whether a peer that takes nothing for the stall timeout, while an emit waits for room, is cut off.
     cuts_stalled = False

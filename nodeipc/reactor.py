@@ -150,6 +150,19 @@ class Reactor:
                 condition.acquire()
         return True
 
+    def wait_until(self, take: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
+        """Whether `take`, which waits for the seconds it is given, is true within `timeout`; any thread, as `wait_for`."""
+        if take(0):
+            return True
+        if not self.in_thread:
+            return self.wait(lambda: take(timeout))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not take(0):
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            self._turn(deadline, nested=True)
+        return True
+
     def abandon(self) -> None:
         """In a child made by fork: close every descriptor, and unregister nothing: epoll's set is the parent's too."""
         for owned in list(self.owned):

@@ -1,21 +1,47 @@
-"""What servers and clients have in common: settings, the encoding of events, the log of payloads, reported errors."""
+"""What servers and clients have in common: settings, the encoding of events, the log of payloads, errors, methods."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from typing import Any, Callable
+from typing import Any, Callable, Dict, Optional, Protocol, Union, overload
 
+from . import rpc
+from .asking import Asker
 from .config import Config, seconds
-from .engine import Endpoint
-from .errors import ConfigError
-from .events import Emitter
+from .deadline import Deadline
+from .engine import Endpoint, Engine
+from .errors import ConfigError, ProtocolError
+from .events import ANY, Emitter, F, Registration
 from .log import logger
 from .parsers import make_parser
 from .profiles import ASSURED_TRANSPORT
+from .waiters import Waiters
 from .wire import NO_DATA
 
 Log = Callable[..., Any]
+
+COUNTERS = ('messages_in', 'messages_out', 'bytes_in', 'bytes_out')
+
+
+class Carrier(Protocol):
+    """What carries messages, and counts them: a connection, or the socket that all datagrams go through."""
+
+    messages_in: int
+    messages_out: int
+    bytes_in: int
+    bytes_out: int
+
+    @property
+    def pending(self) -> int: ...
+
+
+def count(stats: Dict[str, int], carrier: Carrier) -> None:
+    """Add what `carrier` has counted to `stats`."""
+    for name in COUNTERS:
+        stats[name] += getattr(carrier, name)
+
 Deliver = Callable[[str, Any], Any]
 
 
@@ -34,6 +60,7 @@ class Role(Emitter, Endpoint):
         self._emit_timeout = seconds(config.emit_timeout)
         self._parser = make_parser(self._config)
         self._encode = self._parser.encode
+        self._is_raw = self._parser.is_raw
         if config.log_payloads:
             self._encode = self._encode_logged(self._encode)
 
@@ -42,6 +69,95 @@ class Role(Emitter, Endpoint):
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._errors = 0
+
+        self._waiters_here = Waiters()
+        self._methods = rpc.Methods()
+        self._insert(rpc.EVENT, Registration(self._answer, once=False))
+
+        #: Closes the instance that was made for this endpoint alone, by `nodeipc.connect` or `nodeipc.serve`.
+        self._close_instance: Optional[Callable[[Optional[float]], Any]] = None
+
+    @overload
+    def method(self, name: F) -> F: ...
+
+    @overload
+    def method(self, name: Optional[str] = None) -> Callable[[F], F]: ...
+
+    @overload
+    def method(self, name: str, function: F) -> F: ...
+
+    def method(self, name: Union[str, F, None] = None, function: Optional[F] = None) -> Any:
+        """Answer calls of `name` (default: the function's own) with what `function` returns; see `call`.
+
+        Without `function` this is a decorator, ``@server.method`` or ``@server.method('name')``; either way the function is
+        returned. A keyword-only parameter that is called `socket` is given the caller. Methods run as handlers do: those of
+        one connection one at a time. What a method raises is the answer: a `RemoteError` with its code, message and data,
+        anything else with code -32000, its class and its text; the traceback is logged here, and an ``error`` event tells.
+
+        Calls are JSON-RPC 2.0 in ``rpc`` events, so any peer can make them. Raises TypeError for what is no plain function,
+        ValueError for a name that JSON-RPC reserves.
+
+        >>> from nodeipc import connect, serve
+        >>> server = serve('method-example')
+        >>> @server.method
+        ... def add(a, b):
+        ...     return a + b
+        >>> with server, connect('method-example') as client:
+        ...     client.call('add', 1, 2, timeout=10)
+        3
+        """
+        if name is not None and not isinstance(name, str):
+            if function is not None or not callable(name):
+                raise TypeError(f'the name of a method must be a str, not {name!r}')
+            name, function = None, name
+        if function is None:
+            return lambda decorated: self.method(name or _name_of(decorated), decorated)
+        self._methods.add(name or _name_of(function), function)
+        return function
+
+    def _wait_till_over(self, engine: Optional[Engine], is_over: Callable[[], bool], timeout: Optional[float]) -> bool:
+        if engine is not None and engine.workers.inside:
+            raise RuntimeError(f'{self}: wait() in a handler would wait for the handler; call it in the main program')
+        with self._lock:
+            return self._changed.wait_for(is_over, Deadline(timeout).remaining)
+
+    def _add(self, event: str, registration: Registration) -> None:
+        self._waiters_here.hand_over(event, lambda: self._register_now(event, registration), self._post_kept)
+
+    def _register_now(self, event: str, registration: Registration) -> None:
+        with self._handlers_lock:
+            self._insert(event, registration)
+
+    def _post_kept(self, socket: Any, type: str, data: Any) -> None:
+        """Have an event handled that came before there were handlers for it."""
+        raise NotImplementedError
+
+    def _answer(self, data: Any, socket: Optional[Asker] = None) -> None:
+        """The handler of calls. Without methods it refuses them, unless the application has its own idea of them."""
+        if not self._methods and (
+            ANY in self._handlers or len(self._handlers.get(rpc.EVENT, ())) > 1 or not rpc.is_request(data)
+        ):
+            return
+        caller: Any = self if socket is None else socket
+        reply = self._reply if socket is None else functools.partial(socket.emit, rpc.EVENT)
+
+        def failed(error: BaseException) -> None:
+            what = data.get('method') if isinstance(data, dict) else 'of a batch'
+            logger.error('%s: the method %r raised', self, what, exc_info=error)
+            self._report_handler_error(error, (data, socket))
+
+        answer = self._methods.answer(data, caller, failed)
+        if answer is rpc.NOTHING:
+            return
+        try:
+            reply(answer)
+        except (TypeError, ValueError, ProtocolError) as error:
+            failed(error)
+            reply(rpc.unsendable(answer, error))
+
+    def _reply(self, data: Any) -> None:
+        """Answer a call of the server, if this is a client; on its strand."""
+        raise NotImplementedError
 
     def _encode_logged(self, encode: Callable[[Any, Any], bytes]) -> Callable[[Any, Any], bytes]:
         def logged(type: Any, data: Any) -> bytes:
@@ -73,4 +189,12 @@ class Role(Emitter, Endpoint):
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._handlers_lock = threading.Lock()
+        self._waiters_here.abandon('it belongs to the parent process; make a new IPC after fork')
+        self._waiters_here = Waiters()
 
+
+def _name_of(function: Any) -> str:
+    name = getattr(function, '__name__', None)
+    if not isinstance(name, str) or not name.isidentifier():
+        raise TypeError(f"{function!r} has no name to be called by; give it one: method('name', function)")
+    return name

@@ -10,42 +10,65 @@ from __future__ import annotations
 import logging
 import socket as socket_module
 import threading
-from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Set, Tuple
 
 from .address import Address, Peer, public
+from .asking import SERVERS_OWN, Asker, awaited_types
 from .config import Config
 from .deadline import NEVER, Deadline
 from .definitions import Definitions
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError, ProtocolError
+from .eventqueue import EventIterator, EventQueue, Flow
 from .events import Handler, call_back, max_positional
 from .reentry import calls_out, has_interrupted_us
-from .role import Log, Role
-from .wire import NO_DATA, Payload
+from .role import COUNTERS, Carrier, Log, Role, count
+from .waiters import Waiters
+from .wire import NO_DATA, Event, Payload
 from .workers import Strand
 
 _ENDING = ('stopping', 'being stopped')
 
-_COUNTERS = ('messages_in', 'messages_out', 'bytes_in', 'bytes_out')
 
 
-class Socket:
+class Socket(Asker):
     """A peer, as the server's handlers see it.
 
-    `id` is free for the application (and set by ``config.identify_peer``), and so is the dict `context`.
+    `id` is free for the application (and set by ``config.identify_peer``), and so is the dict `context`. `address` is
+    ``(host, port)``, or the path of the Unix socket it came by; `peer` its process (pid, uid, gid; Unix, where the system
+    tells), else None; `certificate` what it showed, verified, as `ssl.SSLSocket.getpeercert` gives it (TLS), else None.
+
+    >>> from nodeipc import connect, serve
+    >>> server = serve('socket-example')
+    >>> @server.on('message')
+    ... def answer(data, socket):
+    ...     socket.context['last'] = data
+    ...     socket.emit('message', [socket.connected, socket.pending_bytes])
+    ...     socket.close()
+    >>> with server, connect('socket-example') as client:
+    ...     client.request('message', 'hello', timeout=10)
+    [True, 0]
     """
 
-    __slots__ = ('_context', '_server', '_strand', 'address', 'certificate', 'id', 'peer')
+    __slots__ = (
+        '_closed', '_context', '_encode', '_gone', '_is_raw', '_server', '_strand', '_waiting', 'address', 'certificate',
+        'id', 'peer',
+    )
 
     def __init__(self, server: Server, engine: Engine, address: Any) -> None:
         #: Who the peer is: ``(host, port)``, or the path of the Unix socket it came by.
-        self.address: Union[str, Tuple[str, int]] = address
+        self.address: Any = address
         #: Unix: the peer's process, a `Peer` (pid, uid, gid), where the system tells; else None.
         self.peer: Optional[Peer] = None
         #: TLS: the peer's certificate, if it showed one, verified, as `ssl.SSLSocket.getpeercert` gives it; else None.
         self.certificate: Optional[Dict[str, Any]] = None
         self.id: Any = None
         self._context: Optional[Dict[Any, Any]] = None
+        self._closed = False  # by the application: what comes is dropped
+        self._gone: Optional[str] = None  # why, when it is; guarded by the server's _lock, as the next
+        self._waiting: Optional[Waiters] = None  # made when somebody waits
+        self._encode = server._encode
+        self._is_raw = server._is_raw
         self._server = server
         self._strand = Strand(engine.workers, server._deliverer(self))
 
@@ -71,7 +94,7 @@ class Socket:
         return self._context
 
     def emit(self, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
-        """Send one event to this peer; return when it is in the hands of the connection.
+        """Send one event to this peer, its name `type` and its `data`; return when it is in the hands of the connection.
 
         Blocks while more than ``config.max_pending_bytes`` wait, for `timeout` seconds (default: ``config.emit_timeout``
         milliseconds). Raises `EmitTimeout` then, and nothing of the message was or will be sent; `NotConnectedError` if
@@ -89,6 +112,70 @@ class Socket:
         it is heard from again.
         """
         raise NotImplementedError
+
+    def events(self, *types: str, timeout: Optional[float] = None) -> EventIterator[Socket]:
+        """Iterate over the events of `types` that this peer emits, of all types if none is given: see `Client.events`.
+
+        What comes after this call is collected. It ends when the peer has gone; if the connection broke, it raises
+        `NotConnectedError` then, and `RequestTimeout` when nothing came for `timeout` seconds.
+
+        >>> from nodeipc import connect, serve
+        >>> with serve('socket-events-example') as server, connect('socket-events-example') as client:
+        ...     client.emit('begin')
+        ...     socket = next(server.events('begin', timeout=10)).socket
+        ...     with socket.events('number', timeout=10) as events:
+        ...         client.emit('number', 5)
+        ...         next(events).data
+        5
+        """
+        return self._iterate(types, timeout)
+
+    # For the server
+
+    def _heard(self, events: List[Event], size: int, flow: Optional[Flow] = None) -> List[Event]:
+        """Tell those who wait; return what handlers are to have. Reactor thread."""
+        server = self._server
+        if self._closed:
+            return events
+        if self._waiting is not None:
+            self._waiting.feed(self, events, size, flow, ())
+        return server._heard(self, events, size, flow)
+
+    def _hang_up(self) -> None:
+        """What has come is not wanted any more."""
+        self._closed = True
+        self._server._waiters_here.discard(self)
+        if self._waiting is not None:
+            self._waiting.end(drop=True)
+
+    def _has_left(self, why: str, is_lost: bool) -> None:
+        """Tell those who wait why; for an iterator, a connection that is not lost has just ended. Reactor thread."""
+        with self._server._lock:
+            self._gone = why
+            waiting = self._waiting
+        if waiting is not None:
+            waiting.finish(why)
+            waiting.end((lambda: self._loss(why)) if is_lost else StopIteration)
+
+    def _waiters(self) -> Waiters:
+        with self._server._lock:
+            if self._waiting is None:
+                self._waiting = Waiters()
+                if self._gone is not None:
+                    self._waiting.finish(self._gone)
+            return self._waiting
+
+    def _collect(self, queue: EventQueue[Any]) -> None:
+        self._waiters().add(queue)
+        if self._gone is not None:
+            queue.end(StopIteration)
+
+    def _forget_queue(self, queue: EventQueue[Any]) -> None:
+        self._waiters().remove(queue)
+
+    def _wait_until(self, take: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
+        engine = self._server._engine
+        return take(timeout) if engine is None else engine.reactor.wait_until(take, timeout)
 
 
 class Door(Protocol):
@@ -108,26 +195,24 @@ class Door(Protocol):
         """Be found no more; any thread."""
 
 
-class Carrier(Protocol):
-    """What carries messages, and counts them: a connection, or the socket that all datagrams go through."""
-
-    messages_in: int
-    messages_out: int
-    bytes_in: int
-    bytes_out: int
-
-    @property
-    def pending(self) -> int: ...
-
-
 class Server(Role):
-    """A server of Unix, TCP (with ``config.tls`` encrypted) or UDP sockets, made by ``ipc.serve`` or ``ipc.serve_net``.
+    """A server of Unix, TCP, TLS or UDP sockets, made by `serve`, ``ipc.serve`` or ``ipc.serve_net``.
+
+    Its `define` has descriptions of events, ``server.define.listen.message = 'a string'``, for whoever asks.
 
     Events: ``start`` (server), ``connect`` (socket), every type the peers emit (data, socket), ``data`` (bytes, socket) in
     raw mode, ``socket.disconnected`` (socket, its id or None), ``error`` (exception, socket or None), ``stop``.
 
     UDP has no connections: ``connect`` is published when a peer is heard for the first time, ``socket.disconnected`` when
     it is forgotten, because ``config.max_connections`` others were heard from since, or by `Socket.close` or `stop`.
+
+    >>> from nodeipc import serve
+    >>> server = serve('server-example')
+    >>> handler = server.on('message', lambda data, socket: socket.emit('message', data))
+    >>> with server:
+    ...     server.listening, len(server.sockets), server.stats()['connections_total']
+    (True, 0, 0)
+    >>> server.off('message', handler)
     """
 
     def __init__(
@@ -165,7 +250,7 @@ class Server(Role):
         self._sockets: Dict[Any, Any] = {}  # in the order in which they came
         self._unfinished: Set[Socket] = set()  # those, and the ones that are gone and whose handlers still run
         self._hurried = False
-        self._past: Dict[str, int] = dict.fromkeys(('connections_total', *_COUNTERS), 0)
+        self._past: Dict[str, int] = dict.fromkeys(('connections_total', *COUNTERS), 0)
 
     def __str__(self) -> str:
         return f'server {self._config.id!r} ({self._where})'
@@ -188,7 +273,7 @@ class Server(Role):
             return tuple(self._sockets.values())
 
     @property
-    def address(self) -> Union[str, Tuple[str, int]]:
+    def address(self) -> Any:
         """A path, or ``(host, port)``: where it is bound, once it was."""
         return public(self._where)
 
@@ -252,6 +337,51 @@ class Server(Role):
         strand.post(self._publish, 'start', self)
         strand.post(engine.reactor.call, door.start)
 
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        """Block until the server is stopped (True) or `timeout` seconds are over (False); start it if it never was.
+
+        Ctrl-C stops it and returns True. Raises what `start` raises, and RuntimeError in a handler, where it would wait for
+        its own end.
+
+        >>> from nodeipc import serve
+        >>> server = serve('wait-for-stop-example')
+        >>> handler = server.on('start', lambda: server.stop())
+        >>> server.wait()
+        True
+        """
+        try:
+            self._start_first()
+            return self._wait_till_over(self._engine, lambda: self._state == 'stopped', timeout)
+        except KeyboardInterrupt:
+            self.stop()
+            return True
+
+    def events(self, *types: str, timeout: Optional[float] = None) -> EventIterator[Socket]:
+        """Iterate over the events of `types` that the peers emit, of all types if none is given.
+
+        Each is an `Event`, whose `socket` is who emitted it. What comes after this call is collected, up to 256 KiB of
+        each peer, who then has to wait; the peers' events are given in turn. Iterating starts a server that was never
+        started, and ends with `stop`, which drops what was not taken. Named, ``connect`` and ``socket.disconnected`` (whose
+        data is the socket's id) are given, too.
+
+        Raises `RequestTimeout` when nothing came for `timeout` seconds (it can be iterated on); ValueError for other local
+        events. Close it, or drop it, when it is not needed any more: see `EventIterator`.
+
+        A whole server:
+
+        >>> from nodeipc import connect, serve
+        >>> with serve('events-example') as server, connect('events-example') as client:
+        ...     client.emit('message', 'hello')
+        ...     for event in server.events('message', timeout=10):
+        ...         event.socket.emit('message', event.data + ' world!')
+        ...         print(client.wait_for('message', timeout=10))
+        ...         break
+        hello world!
+        """
+        queue: EventQueue[Socket] = EventQueue(awaited_types(types, SERVERS_OWN))
+        self._waiters_here.add(queue)
+        return EventIterator(self, queue, timeout)
+
     def stop(self, timeout: Optional[float] = None) -> None:
         """Stop accepting, let the handlers of what has arrived finish, deliver what was emitted, close. Idempotent.
 
@@ -261,10 +391,13 @@ class Server(Role):
         delivered.
         """
         self._begin_goodbye()
-        self._wait_goodbye(Deadline(timeout))
+        if self._close_instance is not None:
+            self._close_instance(timeout)
+        else:
+            self._wait_goodbye(Deadline(timeout))
 
     def emit(self, socket: Any, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
-        """Send one event to one peer; as `Socket.emit`, whose errors it raises.
+        """Send one event to one peer, `socket`: as `Socket.emit`, whose errors it raises.
 
         UDP: `socket` may also be ``(host, port)`` or ``{'address': host, 'port': port}``. A name is looked up without
         holding up anybody else, and remembered for some seconds; OSError if it is not found.
@@ -272,7 +405,7 @@ class Server(Role):
         raise NotImplementedError
 
     def broadcast(self, type: Payload, data: Any = NO_DATA) -> None:
-        """Send one event to every connected client; UDP: to every peer that was heard from.
+        """Send one event, its name `type` and its `data`, to every connected client; UDP: to every peer that was heard from.
 
         It is queued to all of them first, so a slow one delays nobody's delivery; then this waits while a client has
         more than ``config.max_pending_bytes`` queued. One that takes nothing for ``config.stall_timeout`` milliseconds
@@ -291,7 +424,7 @@ class Server(Role):
             carriers = self._carriers()
         for carrier in carriers:
             stats['pending_bytes'] += carrier.pending
-            _count(stats, carrier)
+            count(stats, carrier)
         return stats
 
     # What stream and datagram servers do in their own ways
@@ -325,6 +458,8 @@ class Server(Role):
             if self._state == 'listening':
                 self._state = 'stopping'
             door, engine, run = self._door, self._engine, self._starts
+        if self._state in _ENDING:
+            self._waiters_here.end(drop=True)
         # Again each time: Ctrl-C may have come between.
         if self._state in _ENDING and door is not None:
             door.withdraw()
@@ -357,6 +492,27 @@ class Server(Role):
         self._sockets.clear()
         self._unfinished = set()
 
+    # For iterators
+
+    def _start_first(self) -> None:
+        if not self._starts:
+            self.start()
+
+    def _wait_until(self, take: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
+        self._start_first()
+        engine = self._engine
+        if engine is None:
+            if take(0):
+                return True  # the end
+            raise NotConnectedError(f'{self} is stopped; start() it again before you iterate over its events')
+        return engine.reactor.wait_until(take, timeout)
+
+    def _forget_queue(self, queue: EventQueue[Any]) -> None:
+        self._waiters_here.remove(queue)
+
+    def _loss(self, why: str) -> NotConnectedError:
+        return NotConnectedError(f'{self}: {why}')
+
     # Made once for each socket, called for each event
 
     def _deliverer(self, socket: Socket) -> Callable[[str, Any], None]:
@@ -374,6 +530,17 @@ class Server(Role):
                 plain(type, data)
 
         return self._deliver_logged(deliver)
+
+    def _heard(self, socket: Socket, events: List[Event], size: int, flow: Optional[Flow]) -> List[Event]:
+        """Have the iterators collect; return what handlers are to have. Reactor thread."""
+        if self._config.identify_peer and self._waiters_here.collects:
+            for _, data in events:
+                if isinstance(data, dict) and data.get('id'):
+                    socket.id = data['id']
+        return self._waiters_here.feed(socket, events, size, flow, self._handlers)
+
+    def _post_kept(self, socket: Socket, type: str, data: Any) -> None:
+        socket._strand.post_events([(type, data)], 0)
 
     # Handlers of our own, on the sockets' strands
 
@@ -397,14 +564,18 @@ class Server(Role):
             self._past['connections_total'] += 1
             self._sockets[key] = socket
             self._unfinished.add(socket)
+        self._waiters_here.announce(socket, 'connect', None)
         socket._strand.post(self._publish, 'connect', socket)
 
-    def _left(self, key: Any, carrier: Optional[Carrier] = None) -> None:
-        """Say after its events that a peer is gone, and its `carrier` with it."""
+    def _left(self, key: Any, why: str, is_lost: bool = False, carrier: Optional[Carrier] = None) -> None:
+        """Say after its events that a peer is gone, and why, and its `carrier` with it."""
         with self._lock:
             socket = self._sockets.pop(key)
             if carrier is not None:
                 self._count_past(carrier)
+        socket._has_left(why, is_lost)
+        self._waiters_here.left(socket)
+        self._waiters_here.announce(socket, 'socket.disconnected', socket.id)
         socket._strand.post(self._say_disconnected, socket)
         socket._strand.post(self._finished, socket)
         if self._hurried:
@@ -412,7 +583,7 @@ class Server(Role):
 
     def _count_past(self, carrier: Carrier) -> None:
         """Keep the counters of a carrier that is gone. Called with _lock held."""
-        _count(self._past, carrier)
+        count(self._past, carrier)
 
     def _stop_accepting(self, run: int) -> None:
         if self._state == 'stopping' and self._starts == run:  # and not a later run, which nobody has asked to stop
@@ -477,11 +648,6 @@ class Server(Role):
 
 def _socket_in(arguments: Tuple[Any, ...]) -> Optional[Socket]:
     return next((argument for argument in arguments if isinstance(argument, Socket)), None)
-
-
-def _count(stats: Dict[str, int], carrier: Carrier) -> None:
-    for name in _COUNTERS:
-        stats[name] += getattr(carrier, name)
 
 
 def _ignore(type: str, data: Any) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import logging
 import socket as socket_module
-from typing import TYPE_CHECKING, Any, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple
 
 from .acceptor import Acceptor
 from .address import (
@@ -24,17 +24,17 @@ from .address import (
     readable,
 )
 from .config import Config, seconds
-from .connection import Connection, Owner, log_level
+from .connection import STARVED, Connection, Owner, log_level
 from .deadline import Deadline
 from .direntry import NO_DESCRIPTORS
 from .engine import Engine
 from .errors import ConfigError, NotConnectedError, retold
 from .log import logger
-from .role import assured_needs_tls
-from .server import Carrier, Server, Socket
+from .role import Carrier, assured_needs_tls
+from .server import Server, Socket
 from .socketroot import check_assured_path, verify_root
 from .tally import Tally
-from .wire import NO_DATA, Payload
+from .wire import NO_DATA, Event, Payload
 
 if TYPE_CHECKING:  # imported by servers that have TLS
     from ssl import SSLContext
@@ -50,7 +50,7 @@ _REFUSED_BYTES = 64 << 10
 class StreamSocket(Socket, Owner):
     """A client of a stream server."""
 
-    __slots__ = ('_connection', '_encode')
+    __slots__ = ('_connection',)
 
     def __init__(
         self, server: StreamServer, sock: socket_module.socket, engine: Engine, address: Any, tls: Optional[TLSStream]
@@ -58,7 +58,6 @@ class StreamSocket(Socket, Owner):
         super().__init__(server, engine, address)
         self.peer = peer_of(sock)
         self.certificate = None if tls is None else tls.certificate
-        self._encode = server._encode
         self._connection = Connection(
             sock,
             f'a client of {server}' if isinstance(address, str) else f'{readable(address)}, a client of {server}',
@@ -69,6 +68,9 @@ class StreamSocket(Socket, Owner):
             server._config,
             tls,
         )
+
+    def __str__(self) -> str:
+        return self._connection.name
 
     @property
     def connected(self) -> bool:
@@ -83,7 +85,15 @@ class StreamSocket(Socket, Owner):
         if not self._connection.send(frame, self._server._emit_timeout if timeout is None else timeout):
             raise NotConnectedError(f'{self._connection.name} is gone; {type!r} was not sent')
 
+    def _send_request(self, frame: bytes, timeout: Optional[float], stand: Callable[[], Any]) -> None:
+        if not self._connection.send(frame, self._server._emit_timeout if timeout is None else timeout, 1, stand):
+            raise NotConnectedError(f'{self._connection.name} is gone; nothing was sent')
+
+    def _read_on(self) -> None:
+        self._connection.read_on()
+
     def close(self) -> None:
+        self._hang_up()
         self._strand.deliver = self._drop
         self._connection.call(self._connection.begin_close)
 
@@ -101,6 +111,16 @@ class StreamSocket(Socket, Owner):
     def _drop(self, type: str, data: Any) -> None:
         logger.debug('%s: %r arrived and was dropped by close()', self, type)
 
+    def _connection_heard(self, connection: Connection, events: List[Event], size: int) -> List[Event]:
+        return self._heard(events, size, connection)
+
+    def _is_awaited(self) -> bool:
+        return self._waiting is not None and self._waiting.count > 0
+
+    def _connection_starved(self, connection: Connection) -> None:
+        if self._waiting is not None:
+            self._waiting.fail(STARVED)
+
     def _connection_ended(self, connection: Connection) -> None:
         self._close_when_handled()  # half-closed clients get their answers
 
@@ -112,7 +132,7 @@ class StreamSocket(Socket, Owner):
         self._strand.post(self._report_failure, error)
 
     def _connection_closed(self, connection: Connection) -> None:
-        self._server._left(self, connection)
+        self._server._left(self, connection.why_lost, connection.failure is not None, connection)
 
     # On the strand
 

@@ -20,6 +20,7 @@ from .deadline import NEVER, Deadline
 from .errors import EmitTimeout, NotConnectedError
 from .reactor import Timer
 from .reentry import has_interrupted_us
+from .streamclient import StreamClient
 
 if TYPE_CHECKING:  # imported by clients that have TLS
     from .tlsstream import TLSStream
@@ -55,7 +56,7 @@ class _Turn:
         return self.begun and self.connection is not None and self.connection.messages_out != self.before
 
 
-class SyncClient(Client):
+class SyncClient(StreamClient):
     """A client that sends one request at a time.
 
     A connection that is lost takes with it the request that was not answered and what handlers had in line: an ``error``
@@ -72,9 +73,6 @@ class SyncClient(Client):
 
         # Threads that are in _send. Changed by single operations that the interpreter makes atomic.
         self._emitting: Set[int] = set()
-
-        # The strand's own: the connection whose events it handles. One that comes from an earlier connection is no answer.
-        self._heard: Optional[Connection] = None
 
         self._patience: Optional[Timer] = None  # the reactor thread's own
 
@@ -100,7 +98,9 @@ class SyncClient(Client):
 
     # Any thread
 
-    def _send(self, frame: bytes, timeout: Optional[float], messages: int) -> None:
+    def _send(
+        self, frame: bytes, timeout: Optional[float], messages: int, stand: Optional[Callable[[], Any]] = None
+    ) -> None:
         if not frame:
             return  # raw mode, on a stream: nothing arrives, and nothing is answered
         me = threading.get_ident()
@@ -108,7 +108,7 @@ class SyncClient(Client):
             raise self._interrupted()
         try:
             self._emitting.add(me)
-            self._send_in_turn(frame, timeout, messages)
+            self._send_in_turn(frame, timeout, messages, stand)
         finally:
             self._emitting.discard(me)
 
@@ -118,15 +118,17 @@ class SyncClient(Client):
             'library; set a flag there and emit in the main program'
         )
 
-    def _send_in_turn(self, frame: bytes, timeout: Optional[float], messages: int) -> None:
+    def _send_in_turn(
+        self, frame: bytes, timeout: Optional[float], messages: int, stand: Optional[Callable[[], Any]]
+    ) -> None:
         deadline = Deadline(timeout)
         while True:
             turn = _Turn()
             try:
-                connection = self._stand_in_line(turn, frame, deadline)
+                connection = self._stand_in_line(turn, frame, deadline, stand is not None)
                 if connection is None:
                     return  # what a handler emits is in line, and that is all
-                if connection.send(frame, deadline.remaining, messages):
+                if connection.send(frame, deadline.remaining, messages, stand):
                     return
                 self._detach(connection)
                 self._leave(turn)
@@ -135,11 +137,13 @@ class SyncClient(Client):
                     self._leave(turn)
                 raise
 
-    def _stand_in_line(self, turn: _Turn, frame: bytes, deadline: Deadline) -> Optional[Connection]:
+    def _stand_in_line(self, turn: _Turn, frame: bytes, deadline: Deadline, asks: bool) -> Optional[Connection]:
         """Wait for a turn and return the connection to use; in a handler, None if it would have to wait."""
         self._check_callback()
         with self._lock:
             if self._engine.workers.inside and self._usable and (self._turn or self._line or not self._connection):
+                if asks:
+                    raise RuntimeError(f'{self}: with config.sync, what a handler asks leaves only when it has returned')
                 self._enqueue(turn, frame)
                 return None
             if not self._usable:
@@ -154,7 +158,7 @@ class SyncClient(Client):
             if self._turn is turn and turn.connection is not None:
                 turn.begin(turn.connection)
                 return turn.connection
-            raise EmitTimeout(self._why_no_turn(deadline)) if self._usable else self._gone()
+            raise self._no_turn(deadline) if self._usable else self._gone()
 
     def _enqueue(self, turn: _Turn, frame: bytes) -> None:
         if self._queued > self._config.max_pending_bytes:
@@ -166,11 +170,10 @@ class SyncClient(Client):
         self._line.append(turn)
         self._queued += len(frame)
 
-    def _why_no_turn(self, deadline: Deadline) -> str:
+    def _no_turn(self, deadline: Deadline) -> EmitTimeout:
         if self._connection is None:
-            why = f'; the last attempt: {self._last_error}' if self._last_error else ''
-            return f'{self}: no connection within {deadline.timeout} s, nothing was sent; is the server running?{why}'
-        return (
+            return self._no_connection(deadline.timeout)
+        return EmitTimeout(
             f'{self}: no turn within {deadline.timeout} s, nothing was sent: the last message was not answered, or handlers '
             'of this client still run (config.sync); answer every message, or wait longer'
         )
@@ -275,9 +278,7 @@ class SyncClient(Client):
                         self._reactor.call(self._goodbye)
 
     def _announce(self, connection: Connection, connected: bool) -> None:
-        if connected:
-            self._heard = connection
-        else:
+        if not connected:
             self._lose(connection)
         super()._announce(connection, connected)
         self._advance()

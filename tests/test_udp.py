@@ -831,7 +831,7 @@ def test_a_logger_that_raises_shuts_nobody_out(serve: Any, plain: socket.socket,
     for n in range(30):
         plain.sendto(GOOD * 2, server.address)
         eventually(lambda n=n: server.stats()['messages_in'] == 2 * (n + 1))
-        eventually(lambda: all(peer._taken == peer._handled for peer in server.sockets))
+        eventually(lambda: all(peer._backlog._taken == peer._backlog._handled for peer in server.sockets))
 
 
 def test_the_timeout_of_an_emit_to_a_peer_counts(

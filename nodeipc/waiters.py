@@ -1,0 +1,270 @@
+"""Threads that wait for one event each: for the answer of a request or a call, or for the next event of a type.
+
+They are told by the reactor thread as soon as an event has been read, before the handlers of the same event and without
+waiting for those of earlier ones. So a handler may ask, too, and a slow one delays no answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from typing import Any, Callable, Container, Deque, Dict, List, Optional, Tuple
+
+from . import rpc
+from .errors import NotConnectedError
+from .eventqueue import HIGH_WATER_BYTES, EventQueue, Flow
+from .events import ANY
+from .wire import Event
+
+# The objects that stand for an event, however small it is.
+_OVERHEAD_BYTES = 512
+
+
+# Of all calls of this process: a late answer that comes by the next connection is not taken for that of another call.
+_call_ids = itertools.count(1)
+
+
+class Waiter:
+    """One thread's wait. `kind` says for what: `Waiters` knows."""
+
+    __slots__ = ('_wake', 'abandoned', 'data', 'failure', 'key', 'kind')
+
+    def __init__(self, kind: Dict[Any, Any], key: Any) -> None:
+        self.kind = kind
+        self.key = key
+        # Taken until there is an end to the waiting; Ctrl-C interrupts it and cannot leave it to anybody's harm.
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self.data: Any = None
+        self.failure: Optional[str] = None
+        self.abandoned = False  # nobody waits any more, but its place in the line counts
+
+    def begin(self) -> None:
+        """Forget what was told."""
+        self._wake.acquire(False)
+        self.failure = None
+
+    def wait(self, timeout: Optional[float]) -> bool:
+        """Whether it was told, within `timeout` seconds."""
+        return self._wake.acquire(timeout=-1) if timeout is None else self._wake.acquire(timeout > 0, timeout or -1)
+
+    def tell(self, data: Any = None, failure: Optional[str] = None) -> None:
+        self.data, self.failure = data, failure
+        self._wake.release()
+
+
+class Waiters:
+    """Those who wait for events of one peer, and the queues that collect them."""
+
+    def __init__(self) -> None:
+        # Guards all below. Taken inside a connection's lock; those of EventQueues, of emitters' handlers and of strands
+        # are taken inside it. Re-entrant, for
+        # __del__ may end a wait while its thread has it.
+        self._lock = threading.RLock()
+        self.requests: Dict[str, Deque[Waiter]] = {}  # by the type of the answer; one event is one's answer, in order
+        self.waits: Dict[str, Deque[Waiter]] = {}  # by type; one event is everybody's
+        self.calls: Dict[int, Waiter] = {}  # by the id of the request
+        self._queues: Tuple[EventQueue[Any], ...] = ()
+        #: How many wait for one event, and need the connection to be read for that.
+        self.count = 0
+        self._gone: Optional[str] = None  # why nothing will come any more
+        # What came before anybody asked for anything: sockets, types and data; and what it counts.
+        self._kept: Optional[List[Tuple[Any, str, Any]]] = None
+        self._kept_size = 0
+
+    def new_call(self) -> Waiter:
+        """Return the waiter of a call with an id of its own."""
+        return Waiter(self.calls, next(_call_ids))
+
+    def stand(self, waiter: Waiter) -> None:
+        """From now on an event can be the waiter's; a wait for the next of a type takes what was kept, too."""
+        with self._lock:
+            waiter.begin()  # again, if its first connection has failed
+            for _, type, data in self._take_kept():
+                if waiter.kind is self.waits and type == waiter.key:
+                    waiter.tell(data)
+                    return
+            if self._gone is not None:
+                waiter.tell(failure=self._gone)
+                return
+            if waiter.kind is self.calls:
+                self.calls[waiter.key] = waiter
+            else:
+                line = waiter.kind.get(waiter.key)
+                if line is None:
+                    line = waiter.kind[waiter.key] = deque()
+                elif waiter in line:
+                    return
+                line.append(waiter)
+            self.count += 1
+
+    def withdraw(self, waiter: Waiter) -> None:
+        """`waiter` waits no more, whether it was told or not; nothing is left of it, once those behind it are told."""
+        with self._lock:
+            if waiter.kind is self.calls:
+                self.count -= self.calls.pop(waiter.key, None) is not None
+                return
+            line = waiter.kind.get(waiter.key)
+            if line is None or waiter not in line:
+                return
+            self.count -= 1
+            if waiter.kind is self.waits:
+                line.remove(waiter)
+            else:
+                # An answer to it may come still, and is not that of the next in line.
+                waiter.abandoned = True
+                while line and line[-1].abandoned:
+                    line.pop()
+            if not line:
+                del waiter.kind[waiter.key]
+
+    def add(self, queue: EventQueue[Any]) -> None:
+        """Have `queue` collect what it wants; of what was kept, too."""
+        with self._lock:
+            for socket, type, data in self._take_kept():
+                queue.put(socket, [(type, data)], _OVERHEAD_BYTES, None)
+            self._queues = (*self._queues, queue)
+
+    def remove(self, queue: EventQueue[Any]) -> None:
+        """Have `queue` collect no more."""
+        with self._lock:
+            self._queues = tuple(other for other in self._queues if other is not queue)
+
+    def keep(self) -> None:
+        """Keep what comes for nobody, as far as there is room, until somebody asks for something."""
+        self._kept = []
+
+    def hand_over(self, type: str, register: Callable[[], Any], post: Callable[[Any, str, Any], Any]) -> None:
+        """Call `register`, which makes a handler of `type` known, and `post` for each event that was kept for it.
+
+        With the lock held, or newer ones would overtake them.
+        """
+        with self._lock:
+            register()
+            if self._kept:
+                for socket, kept, data in self._kept:
+                    if type in (kept, ANY):
+                        post(socket, kept, data)
+                self._kept = [event for event in self._kept if type not in (event[1], ANY)]
+
+    def _take_kept(self) -> List[Tuple[Any, str, Any]]:
+        kept, self._kept = self._kept, None
+        return kept or []
+
+    # Reactor thread
+
+    def feed(
+        self, socket: Any, events: List[Event], size: int, flow: Optional[Flow], handlers: Container[str]
+    ) -> List[Event]:
+        """Tell those who wait of events that came from `socket` as `size` bytes; return those for `handlers` to have."""
+        if self.count:
+            with self._lock:
+                for type, data in events:
+                    self._tell(type, data)
+        for queue in self._queues:
+            queue.put(socket, events, size, flow)
+        return events if self._kept is None else self._keep(socket, events, size, handlers)
+
+    def _keep(self, socket: Any, events: List[Event], size: int, handlers: Container[str]) -> List[Event]:
+        with self._lock:
+            orphans = [event for event in events if event[0] not in handlers]
+            if self._kept is None or ANY in handlers or not orphans:
+                return events
+            self._kept_size += size + _OVERHEAD_BYTES * len(orphans)
+            if self._kept_size > HIGH_WATER_BYTES:
+                self._kept = None  # nobody seems to want it
+                return events
+            self._kept.extend((socket, type, data) for type, data in orphans)
+            return [event for event in events if event[0] in handlers]
+
+    def _tell(self, type: str, data: Any) -> None:
+        line = self.requests.get(type)
+        if line is not None:
+            waiter = line.popleft()
+            if not waiter.abandoned:
+                self.count -= 1
+                waiter.tell(data)
+            if not line:
+                del self.requests[type]
+        everybody = self.waits.pop(type, ())
+        self.count -= len(everybody)
+        for waiter in everybody:
+            waiter.tell(data)
+        if type == rpc.EVENT and self.calls:
+            for response in rpc.responses(data):
+                id = response['id']
+                if id.__class__ is int and id in self.calls:  # True == 1
+                    self.count -= 1
+                    self.calls.pop(id).tell(response)
+
+    def announce(self, socket: Any, type: str, data: Any) -> None:
+        """Tell the queues that ask for it by its name of a local event."""
+        for queue in self._queues:
+            if queue.types is not None:
+                queue.put(socket, [(type, data)], 0, None)
+
+    @property
+    def collects(self) -> bool:
+        """Whether there are queues."""
+        return bool(self._queues)
+
+    def is_behind(self, socket: Any) -> bool:
+        """Whether a queue has more of `socket` than it may."""
+        return any(queue.is_behind(socket) for queue in self._queues)
+
+    def joined(self, socket: Any, flow: Flow) -> None:
+        """`socket` has a new connection."""
+        for queue in self._queues:
+            queue.joined(socket, flow)
+
+    def left(self, socket: Any) -> None:
+        """`socket`, one of several, has lost its connection for good."""
+        for queue in self._queues:
+            queue.left(socket)
+
+    def discard(self, socket: Any) -> None:
+        """What came from `socket` and was not taken is not wanted."""
+        for queue in self._queues:
+            queue.discard(socket)
+
+    def lost(self, socket: Any, why: str) -> None:
+        """The only connection was lost; there will be another one."""
+        self.fail(why)
+        for queue in self._queues:
+            queue.lost(socket, why)
+
+    def fail(self, why: str) -> None:
+        """Let those who wait for one event know that it will not come."""
+        with self._lock:
+            waiting: List[Waiter] = list(self.calls.values())
+            for kind in (self.requests, self.waits):
+                for line in kind.values():
+                    waiting.extend(waiter for waiter in line if not waiter.abandoned)
+                kind.clear()
+            self.calls.clear()
+            self.count = 0
+            for waiter in waiting:
+                waiter.tell(failure=why)
+
+    def finish(self, why: str) -> None:
+        """As `fail`, and whoever comes later is told the same. Any thread."""
+        with self._lock:
+            self._gone = why
+            self._kept = None
+            self.fail(why)
+
+    def end(self, error: Callable[[], Exception] = StopIteration, drop: bool = False) -> None:
+        """Let the queues end: when what waits is taken, or at once if that is to be dropped. Any thread."""
+        with self._lock:
+            queues, self._queues = self._queues, ()
+        for queue in queues:
+            if drop:
+                queue.close(error)
+            else:
+                queue.end(error)
+
+    def abandon(self, why: str) -> None:
+        """In a child made by fork: whoever iterates is told."""
+        for queue in self._queues:
+            queue.abandon(lambda: NotConnectedError(why))
