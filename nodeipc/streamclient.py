@@ -158,7 +158,7 @@ class StreamClient(Client, Owner):
 
     def _reply(self, data: Any) -> None:
         # Not on the next connection, where nobody has asked; and with config.sync not in line, for it asks for no answer.
-        if not self._heard.send(self._encode(rpc.EVENT, data), self._emit_timeout):
+        if self._closing or not self._heard.send(self._encode(rpc.EVENT, data), self._emit_timeout):
             raise NotConnectedError(f'{self}: the connection by which a call came is gone; the answer was not sent')
 
     def _read_on(self) -> None:
