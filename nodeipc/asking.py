@@ -129,7 +129,7 @@ class Asker:
             waiters.stand(waiter)
             self._read_on()
             if not self._wait_until(waiter.wait, timeout):
-                raise RequestTimeout(f'{self}: no {type!r} came within {timeout:g} s')
+                raise RequestTimeout(f'{self}: no {type!r} came within {timeout:g} s; does the other end emit it?')
         finally:
             waiters.withdraw(waiter)
         if waiter.failure is not None:

@@ -241,7 +241,8 @@ class Connection(Owned):
         """Wait until everything accepted is written. Raises EmitTimeout, or NotConnectedError if it will not be."""
         with self._lock:
             if not self._wait(self._is_flushed, timeout):
-                raise EmitTimeout(f'{self._pending} bytes for {self.name} were not written within {timeout} s')
+                why = f'{self._pending} bytes for {self.name} were not written within {timeout} s; does it read?'
+                raise EmitTimeout(f'{why} Wait longer, or emit less')
             if self._pending:
                 raise NotConnectedError(f'the connection to {self.name} was lost with {self._pending} bytes not written')
 

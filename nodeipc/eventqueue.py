@@ -112,6 +112,11 @@ class EventQueue(Generic[S]):
             source.held = flow
         flow.hold()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is collected any more."""
+        return self._end is not None
+
     def is_behind(self, socket: S) -> bool:
         """Whether more waits of this peer than may."""
         source = self._sources.get(socket)
@@ -309,8 +314,9 @@ class EventIterator(Generic[S]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, '_timeout'):  # else its making has failed
-            self.close()
+        # Whatever it interrupts may have any lock but the queue's, inside which none is taken; so the rest is done when
+        # the next event comes, or the next iterator.
+        self._queue.close()
 
     def close(self) -> None:
         """Stop collecting events and drop those that were not taken. Whoever waits for one is woken. Idempotent.

@@ -124,7 +124,7 @@ class Waiters:
         with self._lock:
             for socket, type, data in self._take_kept():
                 queue.put(socket, [(type, data)], _OVERHEAD_BYTES, None)
-            self._queues = (*self._queues, queue)
+            self._queues = (*(other for other in self._queues if not other.is_over), queue)
 
     def remove(self, queue: EventQueue[Any]) -> None:
         """Have `queue` collect no more."""
@@ -164,6 +164,8 @@ class Waiters:
                     self._tell(type, data)
         for queue in self._queues:
             queue.put(socket, events, size, flow)
+            if queue.is_over:
+                self.remove(queue)
         return events if self._kept is None else self._keep(socket, events, size, handlers)
 
     def _keep(self, socket: Any, events: List[Event], size: int, handlers: Container[str]) -> List[Event]:
