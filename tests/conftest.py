@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -63,6 +65,21 @@ def _descriptors() -> Set[str]:
         except OSError:
             pass
     return found
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Interpreters that tests start, hundreds of them, compile what they import once, and outside the checkout.
+
+    PYTHONDONTWRITEBYTECODE, which images of containers set, would have each of them compile everything again.
+    """
+    directory = tempfile.mkdtemp(prefix='test-pycache-')
+    os.chmod(directory, 0o755)  # for other users, too: what they cannot read they would compile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv('PYTHONDONTWRITEBYTECODE', raising=False)
+        patch.setenv('PYTHONPYCACHEPREFIX', directory)
+        yield
+    shutil.rmtree(directory, ignore_errors=True)  # a child that was killed may have left one that still writes
 
 
 @pytest.fixture(autouse=True)
