@@ -11,7 +11,7 @@ import pytest
 from .peers import UDP, VERSIONS, Missing, NodePeer, Place, Process, PythonPeer, find_node
 
 
-@pytest.fixture(params=list(VERSIONS))
+@pytest.fixture(scope='module', params=list(VERSIONS))
 def version(request: pytest.FixtureRequest) -> str:
     """A version of node-ipc that can be run here."""
     version = str(request.param)
@@ -51,9 +51,24 @@ def processes() -> Iterator[List[Process]]:
             all_of_them.callback(process.close)
 
 
+@pytest.fixture(scope='module')
+def resident(version: str) -> Iterator[NodePeer]:
+    """A node-ipc peer that stays for all tests of a module and a version: a process takes long to start."""
+    peer = NodePeer(version)
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def node(resident: NodePeer) -> Iterator[NodePeer]:
+    """A node-ipc peer of the version, as if it had just begun. A test that kills or closes one starts its own."""
+    yield resident
+    resident.reset()
+
+
 @pytest.fixture
 def start_node(version: str, processes: List[Process]) -> Callable[[], NodePeer]:
-    """Start a node-ipc peer of the version."""
+    """Start a node-ipc peer of the version in a process of its own, which may be killed."""
 
     def start() -> NodePeer:
         peer = NodePeer(version)
@@ -61,23 +76,6 @@ def start_node(version: str, processes: List[Process]) -> Callable[[], NodePeer]
         return peer
 
     return start
-
-
-@pytest.fixture
-def node(start_node: Callable[[], NodePeer]) -> NodePeer:
-    """A node-ipc peer of the version."""
-    return start_node()
-
-
-@pytest.fixture(scope='module', params=list(VERSIONS))
-def resident(request: pytest.FixtureRequest) -> Iterator[NodePeer]:
-    """A node-ipc peer that stays for all tests of a module, to be reset after each: a process takes long to start."""
-    try:
-        peer = NodePeer(str(request.param))
-    except Missing as reason:
-        pytest.skip(str(reason))
-    yield peer
-    peer.close()
 
 
 @pytest.fixture

@@ -123,9 +123,12 @@ function answer(socket, ...event) {
     if (delay !== null) {
         unanswered += 1;
         report('server', 'unanswered', unanswered);
+        const before = resets;
         setTimeout(() => {
-            unanswered -= 1;
-            ipc.server.emit(socket, ...event);
+            if (resets === before) {
+                unanswered -= 1;
+                ipc.server.emit(socket, ...event);
+            }
         }, delay);
     } else if (echoing) {
         ipc.server.emit(socket, ...event);

@@ -120,18 +120,19 @@ def test_a_node_client_returns_to_a_python_server_that_was_killed(
 
 
 def test_a_python_server_outlives_a_killed_node_client_and_serves_the_next(
-    make: Make, place: Place, start_node: StartNode
+    make: Make, place: Place, start_node: StartNode, node: NodePeer
 ) -> None:
     server, log = python_server(make, place)
     _, bystander_log = python_client(make, place)
-    for time in 1, 2:
-        node = start_node()
-        node.connect(place)
+    killed = start_node()
+    for time, peer in enumerate([killed, node], 1):
+        peer.connect(place)
         log.wait('connect', time + 1, timeout=SECONDS)
-        node.emit('message', time)
+        peer.emit('message', time)
         log.wait('message', time, timeout=SECONDS)
-        node.kill()
-        log.wait('socket.disconnected', time, timeout=SECONDS)
+        if peer is killed:
+            peer.kill()
+            log.wait('socket.disconnected', timeout=SECONDS)
     assert [data for data, _ in log.of('message')] == [1, 2]
     server.broadcast('news', 'still here')
     assert bystander_log.wait('news', timeout=SECONDS) == [('still here',)]
@@ -185,7 +186,8 @@ def test_10000_messages_go_in_order_from_a_node_client_to_a_python_server_and_ba
 # A Node server and Python clients
 
 
-def test_a_python_client_sees_a_node_server_come_and_go(make: Make, place: Place, node: NodePeer) -> None:
+def test_a_python_client_sees_a_node_server_come_and_go(make: Make, place: Place, start_node: StartNode) -> None:
+    node = start_node()
     log = Log()
     client = place.connect(make(), lambda client: client.on('*', log))
     log.wait('error', timeout=SECONDS)  # nobody is there yet
@@ -242,16 +244,15 @@ def test_a_node_server_broadcasts_to_node_and_python_clients(
 
 
 def test_a_python_client_returns_to_a_node_server_that_was_killed(
-    make: Make, place: Place, start_node: StartNode
+    make: Make, place: Place, start_node: StartNode, node: NodePeer
 ) -> None:
-    first = start_node()
+    first, second = start_node(), node
     first.serve(place)
     client, log = python_client(make, place)
     client.emit('message', 'before')
     assert first.wait('message') == ['before']
     first.kill()
     log.wait('disconnect', timeout=SECONDS)
-    second = start_node()
     second.do('echo')
     second.serve(place)
     log.wait('connect', 2, timeout=SECONDS)
@@ -260,14 +261,13 @@ def test_a_python_client_returns_to_a_node_server_that_was_killed(
 
 
 def test_a_python_client_can_emit_while_a_killed_node_server_is_away(
-    make: Make, place: Place, start_node: StartNode
+    make: Make, place: Place, start_node: StartNode, node: NodePeer
 ) -> None:
-    first = start_node()
+    first, second = start_node(), node
     first.serve(place)
     client, log = python_client(make, place)
     first.kill()
     log.wait('disconnect', timeout=SECONDS)
-    second = start_node()
     second.serve(place, wait=False)
     client.emit('message', 'while you were out', timeout=SECONDS)
     assert second.wait('message') == ['while you were out']

@@ -23,15 +23,9 @@ from .peers import BARELY_ALLOWED, SECONDS, NodePeer, Place, digest, echo, messa
 
 Make = Callable[..., nodeipc.IPC]
 
-pytestmark = pytest.mark.parametrize('resident', ['14.0.0'], indirect=True)
+pytestmark = pytest.mark.parametrize('version', ['14.0.0'], indirect=True)
 
 ALLOWED = ['message', 'end', 'question', 'answer', 'large', 'ä\N{SNOWMAN}']
-
-
-@pytest.fixture
-def node(resident: NodePeer) -> Iterator[NodePeer]:
-    yield resident
-    resident.reset()
 
 
 class Meeting:

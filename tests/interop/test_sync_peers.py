@@ -134,9 +134,9 @@ def test_what_handlers_emit_takes_its_turn(make: Make, place: Place, node: NodeP
 
 
 def test_a_request_that_a_killed_node_server_left_unanswered_holds_up_no_other(
-    make: Make, place: Place, start_node: StartNode
+    make: Make, place: Place, start_node: StartNode, node: NodePeer
 ) -> None:
-    first = start_node()
+    first, second = start_node(), node
     first.serve(place)  # and never answers
     client, log = sync_client(make, place)
     client.emit('message', 'unanswered')
@@ -146,7 +146,6 @@ def test_a_request_that_a_killed_node_server_left_unanswered_holds_up_no_other(
     first.kill()
     log.wait('disconnect', timeout=SECONDS)
     eventually(lambda: any('not sent again' in str(error) for (error,) in log.of('error')), SECONDS)
-    second = start_node()
     late_node_server(second, place)
     waiting.join(SECONDS)
     client.emit('message', 'next', timeout=SECONDS)

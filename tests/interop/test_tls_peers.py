@@ -28,21 +28,10 @@ StartPython = Callable[..., PythonPeer]
 
 
 @pytest.fixture
-def version(resident: NodePeer) -> str:
-    return resident.version
-
-
-@pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     place = Place('tcp', tmp_path)
     yield place
     place.close()
-
-
-@pytest.fixture
-def node(resident: NodePeer) -> Iterator[NodePeer]:
-    yield resident
-    resident.reset()
 
 
 @pytest.fixture
@@ -179,18 +168,19 @@ def test_a_node_client_returns_to_a_python_server_that_was_killed(
 
 
 def test_a_python_server_outlives_a_killed_node_client_and_serves_the_next(
-    make: Make, place: Place, start_node: StartNode, certificates: Certificates
+    make: Make, place: Place, start_node: StartNode, node: NodePeer, certificates: Certificates
 ) -> None:
     server, log = python_server(make, place, certificates.server())
     _, bystander_log = python_client(make, place, certificates.client())
-    for time in 1, 2:
-        node = start_node()
-        node.configure(tls=certificates.client())
-        node.connect(place)
-        node.emit('message', time)
+    killed = start_node()
+    for time, peer in enumerate([killed, node], 1):
+        peer.configure(tls=certificates.client())
+        peer.connect(place)
+        peer.emit('message', time)
         log.wait('message', time, timeout=SECONDS)
-        node.kill()
-        log.wait('socket.disconnected', time, timeout=SECONDS)
+        if peer is killed:
+            peer.kill()
+            log.wait('socket.disconnected', timeout=SECONDS)
     assert [data for data, _ in log.of('message')] == [1, 2]
     server.broadcast('news', 'still here')
     assert bystander_log.wait('news', timeout=SECONDS) == [('still here',)]
@@ -294,12 +284,12 @@ def test_a_node_server_broadcasts_to_python_clients(
 
 
 def test_a_python_client_returns_to_a_node_server_that_was_killed(
-    make: Make, place: Place, start_node: StartNode, certificates: Certificates
+    make: Make, place: Place, start_node: StartNode, node: NodePeer, certificates: Certificates
 ) -> None:
-    first, second = start_node(), start_node()
-    for node in first, second:
-        node.configure(tls=certificates.server())
-        node.do('echo')
+    first, second = start_node(), node
+    for peer in first, second:
+        peer.configure(tls=certificates.server())
+        peer.do('echo')
     first.serve(place)
     client, log = python_client(make, place, certificates.client())
     client.emit('message', 'before')

@@ -54,11 +54,13 @@ def test_a_python_server_hears_a_node_peer_and_answers_it(make: Make, udp: UDP, 
     assert peer.address == at
 
 
-def test_a_python_server_answers_only_the_node_peer_that_asked(make: Make, udp: UDP, start_node: StartNode) -> None:
+def test_a_python_server_answers_only_the_node_peer_that_asked(
+    make: Make, udp: UDP, node: NodePeer, start_node: StartNode
+) -> None:
     server, _ = serve(make, udp)
     server.on('question', lambda data, socket: socket.emit('answer', data + '?'))
     address = start(server)
-    first, second = start_node(), start_node()
+    first, second = node, start_node()
     first.serve_udp(udp)
     second.serve_udp(udp)
     first.emit_to(address, 'question', 'one')
@@ -243,9 +245,9 @@ def test_several_frames_in_a_datagram_are_events_of_a_node_server(udp: UDP, node
 
 
 def test_a_python_peer_reaches_a_node_server_that_was_killed_and_is_back(
-    make: Make, udp: UDP, start_node: StartNode
+    make: Make, udp: UDP, start_node: StartNode, node: NodePeer
 ) -> None:
-    first = start_node()
+    first, second = start_node(), node
     node_address = first.serve_udp(udp)
     server, log = serve(make, udp)
     address = start(server)
@@ -253,7 +255,6 @@ def test_a_python_peer_reaches_a_node_server_that_was_killed_and_is_back(
     assert first.wait('message') == ['before']
     first.kill()
     server.emit(node_address, 'message', 'while nobody is there')
-    second = start_node()
     second.do('echo')
     assert second.serve_udp(udp, node_address[1]) == node_address
     server.emit(node_address, 'message', 'after')
