@@ -97,8 +97,8 @@ def shown_by(process: subprocess.Popen) -> List[str]:
     return lines
 
 
-def check_conversation(lines: List[str]) -> None:
-    """See that what was promised was shown, in the order in which it happens."""
+def check_conversation(lines: List[str], tls: bool = True) -> None:
+    """See that what was promised was shown, in the order in which it happens; without TLS also where there is no openssl."""
     assert {line[:7] for line in lines} == {'demo  │', 'world │', 'hello │'}
     conversation = [
         'world │ got a message : hello',
@@ -108,13 +108,13 @@ def check_conversation(lines: List[str]) -> None:
     ]
     connected = 'hello │ ## connected to world ##'
     goodbye = ['hello │ stopping', 'world │ stopping']
-    tls = [
+    secret = [
         'demo  │ the same over TLS, .*',
         r'world │ pid \d+, listening at 127\.0\.0\.1:\d+',
         connected,
         *conversation,
         *goodbye,
-    ] if shutil.which('openssl') else ['demo  │ TLS is left out: .*']
+    ] if tls and shutil.which('openssl') else ['demo  │ TLS is left out: .*']
     in_order(
         lines,
         r'demo  │ pid \d+ starts .* Unix socket',
@@ -133,7 +133,7 @@ def check_conversation(lines: List[str]) -> None:
         connected,
         *conversation,
         *goodbye,
-        *tls,
+        *secret,
         'demo  │ the same over UDP',
         r'world │ pid \d+, listening at 127\.0\.0\.1:\d+',
         r'hello │ pid \d+, at 127\.0\.0\.1:\d+ emits to .*',
@@ -148,7 +148,7 @@ def check_conversation(lines: List[str]) -> None:
     assert re.search(  # in UDP, too, the address that one has is the one that the other knows
         r'world │ pid \d+, listening at (\S+)\nhello │ pid \d+, at (\S+) emits to \1\nworld │ heard a new peer : \2\n', text
     )
-    acts = 5 if len(tls) > 1 else 4
+    acts = 5 if len(secret) > 1 else 4
     assert text.count(', with the certificate of hello\n') == acts - 4
     assert lines.count(connected) == acts - 1
     assert lines.count('hello │ disconnected from world') == acts - 1
@@ -170,16 +170,12 @@ def in_order(lines: List[str], *patterns: str) -> None:
         assert any(re.fullmatch(pattern, line) for line in rest), (pattern, lines)
 
 
-def test_the_demo_shows_the_conversation_plainly_in_a_pipe(start: Any) -> None:
-    lines = shown_by(start())
-    assert not COLOR.search('\n'.join(lines))
-    check_conversation(lines)
-
-
-def test_on_a_terminal_the_demo_is_in_colour(start: Any) -> None:
+def test_the_demo_is_plain_in_a_pipe_and_in_colour_on_a_terminal_and_two_at_once_do_not_meet(start: Any) -> None:
+    """Both at once, because a demo takes seconds."""
     controller, terminal = os.openpty()
     process = start(stdout=terminal, TERM='xterm')
     os.close(terminal)
+    in_a_pipe = start()
     shown = b''
     with contextlib.suppress(OSError):  # EIO: everybody has closed the other end
         while True:
@@ -189,29 +185,50 @@ def test_on_a_terminal_the_demo_is_in_colour(start: Any) -> None:
     text = shown.decode()
     assert '\x1b[34mgot a message :\x1b[0m hello' in text  # the roles' own colours
     assert '\x1b[36mworld │\x1b[0m' in text  # and those of the labels
-    check_conversation(COLOR.sub('', text).splitlines())
-
-
-def test_two_demos_at_once_do_not_meet(start: Any) -> None:
-    for process in (start(), start()):
-        lines = shown_by(process)
+    plain = shown_by(in_a_pipe)
+    assert not COLOR.search('\n'.join(plain))
+    for lines in (COLOR.sub('', text).splitlines(), plain):
         check_conversation(lines)
         clients = re.findall(r'hello │ pid (\d+), connecting to /', '\n'.join(lines))
         assert set(re.findall(r'a client connected : pid (\d+)', '\n'.join(lines))) == set(clients)
 
 
-def test_the_demo_runs_uninstalled_from_a_directory_full_of_traps(start: Any, tmp_path: Path) -> None:
+def test_the_demo_runs_uninstalled_and_without_openssl_in_a_directory_full_of_traps(start: Any, tmp_path: Path) -> None:
     for trap in ('json.py', 'selectors.py', 'nodeipc.py'):
         (tmp_path / trap).write_text('raise SystemExit("trapped")')
     script = tmp_path / 'bin' / 'demo'
     script.parent.mkdir()
     script.write_text(f'import sys; sys.path.insert(0, {str(ROOT)!r}); from nodeipc.cli import main; sys.exit(main())')
-    check_conversation(shown_by(start(sys.executable, str(script), 'demo', PYTHONPATH='')))
+    lines = shown_by(start(sys.executable, str(script), 'demo', PYTHONPATH='', PATH=str(script.parent)))
+    check_conversation(lines, tls=False)
+    why = 'demo  │ TLS is left out: certificates are made by the openssl command, which'
+    assert any(line.startswith(why) for line in lines)
+    assert not any('over TLS' in line for line in lines)
+    assert 'µs over TCP, ' in lines[-1]
 
 
-@pytest.mark.parametrize('moment', ['pid', 'connected to world', 'the same over TCP', 'TLS', 'emits to'])
-def test_ctrl_c_ends_the_demo_quietly(moment: str, start: Any) -> None:
-    process = start()
+# A demo that begins with a later act: the first ones make no difference to what Ctrl-C does then.
+FROM = """
+import sys
+from nodeipc import cli, demo
+def play(stage):
+    transport = sys.argv[1]
+    if transport == 'tls':
+        stage.make_certificates()
+    demo._play_again(stage, transport)
+demo._play = play
+sys.exit(cli.main(['demo']))
+"""
+
+
+@pytest.mark.parametrize(
+    ('moment', 'act'),
+    [('pid', ''), ('connected to world', ''), ('the same over TCP', ''), ('connected to world', 'tls'), ('emits to', 'udp')]
+)
+def test_ctrl_c_ends_the_demo_quietly(moment: str, act: str, start: Any) -> None:
+    if act == 'tls' and shutil.which('openssl') is None:
+        pytest.skip('the openssl command is not here to make certificates with')
+    process = start(sys.executable, '-c', FROM, act) if act else start()
     assert any(moment in line for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does
     output, errors = process.communicate(timeout=SECONDS)
@@ -238,16 +255,6 @@ def test_a_demo_that_is_killed_takes_its_processes_with_it(start: Any, temporary
     (directory,) = temporary.iterdir()
     assert list(directory.iterdir()) == []  # the socket file is gone too
     directory.rmdir()
-
-
-def test_without_openssl_the_demo_leaves_tls_out_and_says_so(start: Any, tmp_path: Path) -> None:
-    (tmp_path / 'bin').mkdir()
-    (tmp_path / 'bin' / 'python3').symlink_to(sys.executable)
-    lines = shown_by(start(PATH=str(tmp_path / 'bin')))
-    why = 'demo  │ TLS is left out: certificates are made by the openssl command, which'
-    assert any(line.startswith(why) for line in lines)
-    assert not any('over TLS' in line for line in lines)
-    assert 'µs over TCP, ' in lines[-1]
 
 
 def test_a_reader_that_leaves_ends_the_demo_quietly(start: Any) -> None:
@@ -310,15 +317,29 @@ def test_a_child_that_chatters_for_ever_is_given_up(act: Any, capsys: pytest.Cap
 def test_an_act_whose_datagrams_are_lost_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lose = 'import socket, sys; socket.socket.sendto = lambda self, datagram, where: len(datagram)'
-    program = f'{lose}; from nodeipc import demo; demo._main(*sys.argv[1:])'
+    program = """
+import os, socket, sys
+def sendto(self, datagram, where):
+    os.write(1, b'["hello", "lost", null]\\n')
+    return len(datagram)
+socket.socket.sendto = sendto
+from nodeipc import demo
+demo._main(*sys.argv[1:])
+"""
+
+    def play(stage: Any) -> None:
+        stage.wait_for(stage.enter('world', 'udp'), 'listening')
+        hello = stage.enter('hello', 'udp', 9)
+        stage.wait_for(hello, 'lost')
+        monkeypatch.setattr(demo, '_STEP_SECONDS', 0.3)
+        stage.wait_for(hello, 'round trip')
+
     monkeypatch.setattr(demo, '_COMMAND', (sys.executable, '-c', program))
-    monkeypatch.setattr(demo, '_STEP_SECONDS', 3)
-    monkeypatch.setattr(demo, '_play', lambda stage: demo._play_again(stage, 'udp'))
+    monkeypatch.setattr(demo, '_play', play)
     assert demo.run() == 1
     output, errors = capsys.readouterr()
     assert 'emits to 127.0.0.1:' in output
-    assert re.fullmatch(r"nodeipc demo: hello \(pid \d+\) has not come to 'round trip' within 3 s\n", errors)
+    assert re.fullmatch(r"nodeipc demo: hello \(pid \d+\) has not come to 'round trip' within 0.3 s\n", errors)
 
 
 def test_a_child_that_does_not_end_is_given_up(act: Any, capsys: pytest.CaptureFixture[str]) -> None:
