@@ -234,7 +234,7 @@ def lose_news(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize('sabotage', [report_a_bug, hang_up_on_everybody, forget_the_endpoint, lose_news])
 def test_a_broken_connection_is_found(sabotage: Patch, monkeypatch: Any) -> None:
     sabotage(monkeypatch)
-    monkeypatch.setattr(live, '_RETRIED_SECONDS', 0.5)
+    monkeypatch.setattr(live, '_RETRIED_SECONDS', 0.25)
     _, defect = fuzz_live(['fast'], 0.001, 20261122, lambda text: None)
     assert defect is not None
     with pytest.raises(AssertionError):

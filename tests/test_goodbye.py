@@ -112,7 +112,7 @@ def test_unread_input_does_not_destroy_what_was_emitted(pair: Any) -> None:
             pass
 
     world.start()
-    for count in range(10):
+    for count in range(5):
         got.clear()
         client = world.connect()
         busy = threading.Event()
@@ -471,7 +471,7 @@ def test_a_stopping_server_waits_for_a_handler_longer_than_for_a_client(pair: An
         log.wait('ask')
         stopping = threading.Thread(target=world.server.stop)
         stopping.start()
-        client.settimeout(0.5)
+        client.settimeout(0.3)
         with pytest.raises(socket.timeout):  # several stall timeouts in which there is nothing to take
             client.recv(100)
         gate.set()

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from nodeipc import Config, ConfigError, direntry, socketfile, socketroot
+from nodeipc import Config, ConfigError, direntry, socketfile, socketroot, tally
 
 from .conftest import Log, eventually
 
@@ -824,7 +824,8 @@ def test_the_owner_is_refused_too_unless_allowed(make: Any, allowed: str) -> Non
 
 
 @needs_peers
-def test_a_flood_of_refused_users_is_told_of_in_few_errors(make: Any) -> None:
+def test_a_flood_of_refused_users_is_told_of_in_few_errors(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, '_REPORT_SECONDS', 0.5)  # far longer than the flood
     server = make(allowed_uids=[os.getuid() + 1]).serve()
     log = Log()
     told, go_on = threading.Event(), threading.Event()

@@ -425,7 +425,7 @@ def test_ctrl_c_interrupts_a_blocked_emit_and_the_connection_survives(pair: Any)
     client = world.connect(max_pending_bytes=100_000)
     sent = 0
     previous = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
         with pytest.raises(KeyboardInterrupt):
             while True:
@@ -470,7 +470,7 @@ def switches():
 while True:  # until everything has come to rest
     before = switches(); time.sleep(0.1)
     if switches() == before: break
-before = switches(); time.sleep(2); print(switches() - before)
+before = switches(); time.sleep(1.1); print(switches() - before)
 ipc.close()
 """
     if not os.path.isdir('/proc/self/task'):

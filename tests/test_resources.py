@@ -483,7 +483,7 @@ def test_names_that_were_never_seen_before_are_not_kept(make: Any, parser: str) 
 
     emit(0, 10_000)  # which fill what is kept
     before = sys.getallocatedblocks()
-    emit(10_000, 60_000)  # each of which is emitted twice, and arrives twice
+    emit(10_000, 35_000)  # each of which is emitted twice, and arrives twice
     assert sys.getallocatedblocks() - before < 10_000
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 from typing import List
@@ -14,10 +13,9 @@ def test_every_threat_is_shown_by_a_test_that_is_there() -> None:
     shown_by = _last_cells(_section('### Threats'))
     assert len(shown_by) > 20
     tests = {
-        node.name
+        name
         for path in (ROOT / 'tests').rglob('test_*.py')
-        for node in ast.walk(ast.parse(path.read_text('utf-8')))
-        if isinstance(node, ast.FunctionDef)
+        for name in re.findall(r'^def (test_\w+)\(', path.read_text('utf-8'), re.MULTILINE)
     }
     assert [name for name in shown_by if name not in tests] == []
 

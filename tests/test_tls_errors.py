@@ -486,7 +486,7 @@ def test_a_client_that_comes_back_does_not_read_ahead_over_tls(
     gate = threading.Event()
     ipc = make(tls=certificates.client(), retry=1, stall_timeout=100)
     client = ipc.connect_to_net('flood', *far_server.getsockname(), lambda client: client.on('a', lambda: gate.wait(30)))
-    far_server.settimeout(1)
+    far_server.settimeout(0.5)
     context = server_context(certificates, 'TLSv1_2')
     reading = True
     try:
@@ -499,7 +499,7 @@ def test_a_client_that_comes_back_does_not_read_ahead_over_tls(
             with peer:
                 # With the server's last flight, and the end of the connection as soon as it is read.
                 peer.shake_hands(hold_last=True).write(b'{"type":"a"}\f' * 1200).write(b'x\f' + FRAME * 2000).send()
-                peer.sock.settimeout(1)
+                peer.sock.settimeout(0.5)
                 try:
                     while peer.sock.recv(1 << 16):
                         pass

@@ -24,7 +24,7 @@ StartNode = Callable[[], NodePeer]
 # Long enough that what does not wait would overtake the answer by far; nothing depends on it.
 LATE_MILLISECONDS = 5
 
-COUNT = 20
+COUNT = 12
 
 # Taking turns is above the transports, so one is enough for most.
 unix_only = pytest.mark.parametrize('transport', ['unix'], indirect=True)
