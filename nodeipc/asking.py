@@ -97,7 +97,8 @@ class Asker:
         return rpc.result(waiter.data, f'{self}: {method!r}')
 
     def notify(self, method: str, /, *params: Any, timeout: Optional[float] = None, **named: Any) -> None:
-        """Call a method of the other end and do not wait: neither a result nor an error comes back.
+        """Call a method of the other end and do not wait: neither a result nor an error comes back (with ``config.sync`` the next
+        emit would wait for one).
 
         `params` and `named` are those of `call`. Raises what `emit` does: `EmitTimeout` if it could not be sent in `timeout`
         seconds.
@@ -156,7 +157,7 @@ class Asker:
         if not told:
             return None
         if waiter.failure is not None:
-            raise self._loss(waiter.failure)
+            raise self._loss(f'{waiter.failure}; what was asked has no answer, and may have been done')
         return waiter
 
     def _loss(self, why: str) -> NotConnectedError:

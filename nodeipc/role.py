@@ -106,6 +106,8 @@ class Role(Emitter, Endpoint):
         ...     client.call('add', 1, 2, timeout=10)
         3
         """
+        if self._is_raw:
+            raise TypeError(f'{self}: raw mode has no events, so nobody can call a method')
         if name is not None and not isinstance(name, str):
             if function is not None or not callable(name):
                 raise TypeError(f'the name of a method must be a str, not {name!r}')

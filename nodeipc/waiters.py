@@ -7,6 +7,7 @@ waiting for those of earlier ones. So a handler may ask, too, and a slow one del
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 from collections import deque
 from typing import Any, Callable, Container, Deque, Dict, List, Optional, Tuple
@@ -21,8 +22,9 @@ from .wire import Event
 _OVERHEAD_BYTES = 512
 
 
-# Of all calls of this process: a late answer that comes by the next connection is not taken for that of another call.
-_call_ids = itertools.count(1)
+# Of all calls of this process, from some number on: a late answer that comes by the next connection is not taken for that
+# of another call, also if the process that asked has been restarted.
+_call_ids = itertools.count(random.getrandbits(40))
 
 
 class Waiter:
