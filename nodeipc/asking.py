@@ -66,7 +66,7 @@ class Asker:
         else:
             check_event(reply)
         waiters = self._waiters()
-        waiter = self._ask(waiters, Waiter(waiters.requests, reply), type, data, timeout)
+        waiter = self._ask(waiters, waiters.new_request(reply), type, data, timeout)
         if waiter is None:
             raise RequestTimeout(
                 f'{self}: {_excerpt(type)} was sent, and no {reply!r} came within {timeout:g} s; does the other end '
@@ -97,8 +97,9 @@ class Asker:
         return rpc.result(waiter.data, f'{self}: {method!r}')
 
     def notify(self, method: str, /, *params: Any, timeout: Optional[float] = None, **named: Any) -> None:
-        """Call a method of the other end and do not wait: neither a result nor an error comes back (with ``config.sync`` the next
-        emit would wait for one).
+        """Call a method of the other end and do not wait: neither a result nor an error comes back.
+
+        So it does not go with ``config.sync``, where the next emit would wait for an answer.
 
         `params` and `named` are those of `call`. Raises what `emit` does: `EmitTimeout` if it could not be sent in `timeout`
         seconds.
@@ -125,11 +126,11 @@ class Asker:
         """
         awaited_types((type,), self._local)
         waiters = self._waiters()
-        waiter = Waiter(waiters.waits, type)
+        deadline = Deadline(timeout)
+        waiter = waiters.stand_for_next(type)
         try:
-            waiters.stand(waiter)
             self._read_on()
-            if not self._wait_until(waiter.wait, timeout):
+            if not self._wait_until(waiter.wait, deadline.remaining):
                 raise RequestTimeout(f'{self}: no {type!r} came within {timeout:g} s; does the other end emit it?')
         finally:
             waiters.withdraw(waiter)
@@ -151,6 +152,7 @@ class Asker:
         deadline = Deadline(timeout)
         try:
             self._send_request(frame, timeout, lambda: waiters.stand(waiter))
+            waiters.settle()
             told = self._wait_until(waiter.wait, deadline.remaining)
         finally:
             waiters.withdraw(waiter)

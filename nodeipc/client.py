@@ -20,7 +20,7 @@ from .eventqueue import EventIterator, EventQueue
 from .events import F, Handler, Registration
 from .log import logger
 from .reentry import calls_out
-from .role import COUNTERS, Carrier, Log, Role, count
+from .role import COUNTERS, OF_THE_PARENT, Carrier, Log, Role, count
 from .waiters import Waiters
 from .wire import NO_DATA, Payload
 from .workers import Strand
@@ -277,7 +277,8 @@ class Client(Role, Asker):
         super()._abandon()
         self._announced = False
         self._destroyed = self._finished = True
-        self._last_error = NotConnectedError('it belongs to the parent process; make a new IPC after fork')
+        self._last_error = NotConnectedError(OF_THE_PARENT)
+        self._waiters_here.finish(OF_THE_PARENT)
 
     # Asking, any thread
 
@@ -294,6 +295,7 @@ class Client(Role, Asker):
 
     def _forget_queue(self, queue: EventQueue[Any]) -> None:
         self._waiters_here.remove(queue)
+        self._reactor.wake()
 
     def _wait_until(self, take: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
         self._check_callback()
@@ -348,13 +350,14 @@ class Client(Role, Asker):
         logger.debug('%s: %s', self, 'connected' if connected else 'not connected any more')
         self._dispatch(handlers, 'connect' if connected else 'disconnect', ())
 
-    def _register_now(self, event: str, registration: Registration) -> None:
+    def _add(self, event: str, registration: Registration) -> None:
         # Either _announce sees the registration, or this sees what it announced: both hold the lock.
         with self._handlers_lock:
             self._insert(event, registration)
             announcement = self._announcements if self._announced else 0
         if event == 'connect' and announcement:
             self._strand.post(self._announce_late, registration, announcement)
+        self._waiters_here.hand_over(event, self._post_kept)
 
     def _post_kept(self, socket: Client, type: str, data: Any) -> None:
         self._strand.post_events([(type, data)], 0)
@@ -374,6 +377,8 @@ class Client(Role, Asker):
         if self._dropped:
             logger.info('%s: %d events that had arrived were dropped by disconnect()', self, self._dropped)
         self._publish('destroy')
+        if self._close_instance is not None and not self._closing:
+            self._close_instance(None)  # which is not waited for in a handler
         with self._lock:
             self._finished = True
             self._changed.notify_all()

@@ -240,7 +240,7 @@ class DatagramServer(Server):
     def _admit(self, sender: SocketAddress) -> Optional[DatagramPeer]:
         """Remember a new peer in place of the least recently heard, if that many are not being handled already."""
         limit = self._config.max_connections
-        if len(self._unfinished) >= 2 * limit:
+        if len(self._unfinished) + self._waiters_here.gone >= 2 * limit:
             return None
         if len(self._sockets) >= limit:
             self._left(next(iter(self._sockets)), _FORGOTTEN)

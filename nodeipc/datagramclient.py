@@ -133,7 +133,7 @@ class DatagramClient(Client):
             self._dropped_datagrams.add(ProtocolError(BACKPRESSURE, f'{self}: {why}'))
             return
         self._channel.messages_in += len(events)
-        events = self._waiters_here.feed(self, events, len(datagram), None, self._handlers)
+        events = self._waiters_here.feed(self, events, len(datagram), None)
         self._backlog.take(self._strand_deliver, events, len(datagram))
 
     def _failed(self, error: Exception) -> None:

@@ -53,6 +53,9 @@ class Event(Tuple[str, Any, S]):
         """Who emitted it; ``event.socket.emit(...)`` answers."""
         return self[2]
 
+    def __getnewargs__(self) -> Tuple[str, Any, S]:
+        return self[0], self[1], self[2]
+
     def __repr__(self) -> str:
         return f'Event(type={self[0]!r}, data={self[1]!r}, socket={self[2]!r})'
 
@@ -70,9 +73,10 @@ class Flow(Protocol):
 class _Source:
     """What waits of one peer."""
 
-    __slots__ = ('held', 'items', 'load')
+    __slots__ = ('gone', 'held', 'items', 'load')
 
     def __init__(self) -> None:
+        self.gone = False  # what waits is all that there will be
         # Type, data, and what it counts. A type of None is a gap: the connection was lost here, and the data says why.
         self.items: Deque[Tuple[Optional[str], Any, int]] = deque()
         self.load = 0
@@ -92,6 +96,10 @@ class EventQueue(Generic[S]):
         self._sources: Dict[S, _Source] = {}  # of whom something waits, or whose flow is held
         self._turns: Deque[S] = deque()  # of whom something waits
         self._end: Optional[Callable[[], Exception]] = None  # makes what is raised when the rest is taken
+        self._handled: Dict[int, S] = {}  # by the thread of the consumer, whose event it has taken last
+        self._to_tell: Dict[S, Callable[[], Any]] = {}  # who wants to know when a peer's events are taken and handled
+        #: How many peers are gone of whom something waits.
+        self.gone = 0
 
     def put(self, socket: S, events: Iterable[Tuple[str, Any]], size: int, flow: Optional[Flow]) -> None:
         """Take in events of `socket` that came as `size` bytes; hold its `flow` while it is behind. Reactor thread."""
@@ -113,9 +121,9 @@ class EventQueue(Generic[S]):
         flow.hold()
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing is collected any more."""
-        return self._end is not None
+    def is_done(self) -> bool:
+        """Whether it has ended, and all is taken."""
+        return self._end is not None and not self._sources
 
     def is_behind(self, socket: S) -> bool:
         """Whether more waits of this peer than may."""
@@ -142,11 +150,21 @@ class EventQueue(Generic[S]):
                     self._ring()
 
     def left(self, socket: S) -> None:
-        """`socket` has no connection any more that could be held. Reactor thread."""
+        """`socket` has no connection any more. Reactor thread."""
         with self._lock:
             source = self._sources.get(socket)
             if source is not None:
                 source.held = None
+                source.gone = True
+                self.gone += 1
+
+    def when_handled(self, socket: S, tell: Callable[[], Any]) -> bool:
+        """Have `tell` called when all of `socket` is taken, and the consumer has come for more; False if it is so now."""
+        with self._lock:
+            pending = socket in self._sources or socket in self._handled.values()
+            if pending:
+                self._to_tell[socket] = tell
+            return pending
 
     def discard(self, socket: S) -> None:
         """Forget what waits of a peer."""
@@ -156,9 +174,13 @@ class EventQueue(Generic[S]):
                 return
             if socket in self._turns:
                 self._turns.remove(socket)
+            self.gone -= source.gone
             held = source.held
+            tell = self._to_tell.pop(socket, None)
         if held is not None:
             held.release()
+        if tell is not None:
+            tell()
 
     def end(self, error: Callable[[], Exception]) -> None:
         """Nothing more will come: when all is taken, `take` raises what `error` makes. Any thread; the first call counts."""
@@ -181,13 +203,19 @@ class EventQueue(Generic[S]):
         self._bell = SimpleQueue()
         self._sources.clear()
         self._turns.clear()
+        self._to_tell.clear()
         self._end = error
 
     def clear(self) -> List[Tuple[S, str, Any]]:
         """Take out all that waits."""
         with self._lock:
             sources, self._sources = self._sources, {}
+            to_tell, self._to_tell = self._to_tell, {}
             self._turns.clear()
+            self._handled.clear()
+            self.gone = 0
+        for tell in to_tell.values():
+            tell()
         for source in sources.values():
             if source.held is not None:
                 source.held.release()
@@ -214,6 +242,11 @@ class EventQueue(Generic[S]):
 
         Raises what ends the queue, StopIteration or an error.
         """
+        me = threading.get_ident()
+        with self._lock:
+            tell = self._forget_handled(me) if self._handled else None
+        if tell is not None:
+            tell()
         with self._lock:
             if not self._turns:
                 if self._end is None:
@@ -233,9 +266,18 @@ class EventQueue(Generic[S]):
                 held, source.held = source.held, None
                 if not source.items:
                     del self._sources[socket]
+                    self.gone -= source.gone
+            self._handled[me] = socket
         if held is not None:
             held.release()
         return socket, type, data
+
+    def _forget_handled(self, consumer: int) -> Optional[Callable[[], Any]]:
+        """Return who is to be told that what this consumer has taken last was the last of its peer."""
+        socket = self._handled.pop(consumer, None)
+        if socket is None or socket in self._sources or socket in self._handled.values():
+            return None
+        return self._to_tell.pop(socket, None)
 
     def _ring(self) -> None:
         if self._bell.empty():
@@ -255,7 +297,7 @@ class Waited(Protocol):
 
     def _wait_until(self, take: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool: ...
 
-    def _forget_queue(self, queue: EventQueue[Any]) -> None: ...
+    def _forget_queue(self, queue: EventQueue[Any]) -> None: ...  # and wake the reactor, on whose thread a handler may wait
 
     def _loss(self, why: str) -> Exception: ...
 
@@ -277,6 +319,7 @@ class EventIterator(Generic[S]):
     def __init__(self, owner: Waited, queue: EventQueue[S], timeout: Optional[float]) -> None:
         self._owner = owner
         self._queue = queue
+        Deadline(timeout)  # raises for what is none
         self._timeout = timeout
 
     def __repr__(self) -> str:
@@ -328,5 +371,5 @@ class EventIterator(Generic[S]):
         ...     list(events)
         []
         """
-        self._owner._forget_queue(self._queue)
         self._queue.close()
+        self._owner._forget_queue(self._queue)

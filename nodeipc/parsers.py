@@ -29,6 +29,8 @@ class Codec:
 
     #: Whether only endpoints that are protected as the profile `assured` demands may use it.
     is_assured = False
+
+    #: Whether there are bytes, and no events.
     is_raw = False
 
     #: Whether a peer that takes nothing for the stall timeout, while an emit waits for room, is cut off.
@@ -91,6 +93,8 @@ class _Raw(Codec):
     """Bytes as they are: whatever arrives is a ``data`` event."""
 
     __slots__ = ('_encoding', '_to_bytes')
+
+    is_raw = True
 
     def __init__(self, config: Config) -> None:
         to_bytes = text_encoder(config.encoding)

@@ -103,12 +103,12 @@ class Reactor:
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have `function` called soon, in order with other calls; any thread, never blocks."""
         self._calls.append((function, arguments))
-        self._wake()
+        self.wake()
 
     def defer(self, function: Callable[[], Any]) -> None:
         """Have `function`, which may run handlers, called when the reactor is in no other handler; any thread."""
         self._deferred.append(function)
-        self._wake()
+        self.wake()
 
     def call_later(self, delay: float, callback: Callable[[], Any]) -> Timer:
         """Call `callback` in `delay` seconds, unless cancelled."""
@@ -170,7 +170,8 @@ class Reactor:
         self.owned.clear()
         self._close()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have it take a turn now; any thread."""
         if not self._awake and not self.in_thread:
             try:
                 self._awake = True

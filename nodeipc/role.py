@@ -25,6 +25,10 @@ Log = Callable[..., Any]
 COUNTERS = ('messages_in', 'messages_out', 'bytes_in', 'bytes_out')
 
 
+# What becomes of endpoints in a child made by fork.
+OF_THE_PARENT = 'it belongs to the parent process; make a new IPC after fork'
+
+
 class Carrier(Protocol):
     """What carries messages, and counts them: a connection, or the socket that all datagrams go through."""
 
@@ -124,11 +128,12 @@ class Role(Emitter, Endpoint):
             return self._changed.wait_for(is_over, Deadline(timeout).remaining)
 
     def _add(self, event: str, registration: Registration) -> None:
-        self._waiters_here.hand_over(event, lambda: self._register_now(event, registration), self._post_kept)
+        super()._add(event, registration)
+        self._waiters_here.hand_over(event, self._post_kept)
 
-    def _register_now(self, event: str, registration: Registration) -> None:
-        with self._handlers_lock:
-            self._insert(event, registration)
+    def _keep(self) -> None:
+        """Keep what comes for nobody, for the first who asks."""
+        self._waiters_here.keep(self._handlers)
 
     def _post_kept(self, socket: Any, type: str, data: Any) -> None:
         """Have an event handled that came before there were handlers for it."""
@@ -191,7 +196,7 @@ class Role(Emitter, Endpoint):
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._handlers_lock = threading.Lock()
-        self._waiters_here.abandon('it belongs to the parent process; make a new IPC after fork')
+        self._waiters_here.abandon(OF_THE_PARENT)
         self._waiters_here = Waiters()
 
 

@@ -249,7 +249,7 @@ def result(response: Mapping[str, Any], who: str) -> Any:
 
 def is_request(data: Any) -> bool:
     """Whether this is JSON-RPC 2.0 for sure, and its sender waits for an answer, be it that there are no methods here."""
-    if isinstance(data, list) and len(data) <= _MAX_BATCH:
+    if isinstance(data, list):
         return any(_is_call(member) for member in data)
     return _is_call(data)
 

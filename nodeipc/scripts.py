@@ -67,10 +67,10 @@ def connect(address: Address, callback: Optional[Handler] = None, **settings: An
 
     def prepare(client: Client) -> None:
         client._close_instance = ipc.close
-        if not ipc.config.sync:
-            client._waiters_here.keep()
         if callback is not None:
             call_back(callback, client)
+        if not ipc.config.sync:
+            client._keep()
 
     if place.kind in ('id', 'unix'):
         path = place.name if place.kind == 'unix' else None
@@ -113,7 +113,7 @@ def serve(address: Address, callback: Optional[Handler] = None, **settings: Any)
         version = None if place.kind != 'udp' else 'udp6' if ':' in place.name else 'udp4'
         server = ipc.serve_net(place.name or None, place.port, version, callback)
     server._close_instance = ipc.close
-    server._waiters_here.keep()
+    server._keep()
     return server
 
 

@@ -22,7 +22,7 @@ from .errors import EmitTimeout, NotConnectedError, ProtocolError
 from .eventqueue import EventIterator, EventQueue, Flow
 from .events import Handler, call_back, max_positional
 from .reentry import calls_out, has_interrupted_us
-from .role import COUNTERS, Carrier, Log, Role, count
+from .role import COUNTERS, OF_THE_PARENT, Carrier, Log, Role, count
 from .waiters import Waiters
 from .wire import NO_DATA, Event, Payload
 from .workers import Strand
@@ -138,7 +138,7 @@ class Socket(Asker):
         if self._closed:
             return events
         if self._waiting is not None:
-            self._waiting.feed(self, events, size, flow, ())
+            self._waiting.feed(self, events, size, flow)
         return server._heard(self, events, size, flow)
 
     def _hang_up(self) -> None:
@@ -148,10 +148,18 @@ class Socket(Asker):
         if self._waiting is not None:
             self._waiting.end(drop=True)
 
-    def _has_left(self, why: str, is_lost: bool) -> None:
+    def _abandon(self) -> None:
+        """In a child made by fork."""
+        self._gone = OF_THE_PARENT
+        if self._waiting is not None:
+            self._waiting.abandon(OF_THE_PARENT)
+            self._waiting = None
+
+    def _says_no_more(self, why: str, is_lost: bool) -> None:
         """Tell those who wait why; for an iterator, a connection that is not lost has just ended. Reactor thread."""
         with self._server._lock:
-            self._gone = why
+            if self._gone is None:
+                self._gone = why
             waiting = self._waiting
         if waiting is not None:
             waiting.finish(why)
@@ -172,6 +180,8 @@ class Socket(Asker):
 
     def _forget_queue(self, queue: EventQueue[Any]) -> None:
         self._waiters().remove(queue)
+        if self._server._engine is not None:
+            self._server._engine.reactor.wake()
 
     def _wait_until(self, take: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
         engine = self._server._engine
@@ -243,6 +253,8 @@ class Server(Role):
         self._state = 'stopped'  # 'starting', 'listening', 'stopping'; 'being stopped' while it starts
         self._starter: Optional[int] = None  # the thread that starts it, until it is stopped again
         self._starts = 0  # tells the end of one run from that of the next
+        # Held while it is started by those who wait for its events, or its end. start() takes others inside it.
+        self._first_start = threading.Lock()
         self._engine: Optional[Engine] = None
         self._strand: Optional[Strand] = None
         self._where = address  # where it is, or was last, bound
@@ -302,6 +314,8 @@ class Server(Role):
             self._starts += 1
         try:
             self._engine = engine = self._attach(self)  # first, so that a fork finds it
+            with self._lock:
+                self._changed.notify_all()
             bound = self._bind()
             try:
                 door = self._open(bound, engine)
@@ -489,26 +503,35 @@ class Server(Role):
         super()._abandon()
         self._state = 'stopped'
         self._door = self._engine = self._strand = None
+        self._first_start = threading.Lock()
+        for socket in (*self._sockets.values(), *self._unfinished):
+            socket._abandon()
         self._sockets.clear()
         self._unfinished = set()
 
     # For iterators
 
     def _start_first(self) -> None:
-        if not self._starts:
-            self.start()
+        if not self._starts:  # else it may be the callback of the start that asks
+            with self._first_start:
+                if not self._starts:
+                    self.start()
 
     def _wait_until(self, take: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
         self._start_first()
-        engine = self._engine
-        if engine is None:
-            if take(0):
-                return True  # the end
-            raise NotConnectedError(f'{self} is stopped; start() it again before you iterate over its events')
-        return engine.reactor.wait_until(take, timeout)
+        with self._lock:
+            self._changed.wait_for(lambda: self._engine is not None or self._state != 'starting')
+            engine = None if self._state == 'stopped' else self._engine
+        if engine is not None:
+            return engine.reactor.wait_until(take, timeout)  # stop() ends it
+        if take(0):
+            return True  # the end
+        raise NotConnectedError(f'{self} is stopped; start() it again before you iterate over its events')
 
     def _forget_queue(self, queue: EventQueue[Any]) -> None:
         self._waiters_here.remove(queue)
+        if self._engine is not None:
+            self._engine.reactor.wake()
 
     def _loss(self, why: str) -> NotConnectedError:
         return NotConnectedError(f'{self}: {why}')
@@ -537,10 +560,11 @@ class Server(Role):
             for _, data in events:
                 if isinstance(data, dict) and data.get('id'):
                     socket.id = data['id']
-        return self._waiters_here.feed(socket, events, size, flow, self._handlers)
+        return self._waiters_here.feed(socket, events, size, flow)
 
     def _post_kept(self, socket: Socket, type: str, data: Any) -> None:
-        socket._strand.post_events([(type, data)], 0)
+        if not socket._closed:  # by us; when the peer has left, this is what it said before
+            socket._strand.post(self._publish, type, data, socket)
 
     # Handlers of our own, on the sockets' strands
 
@@ -573,9 +597,9 @@ class Server(Role):
             socket = self._sockets.pop(key)
             if carrier is not None:
                 self._count_past(carrier)
-        socket._has_left(why, is_lost)
-        self._waiters_here.left(socket)
+        socket._says_no_more(why, is_lost)
         self._waiters_here.announce(socket, 'socket.disconnected', socket.id)
+        self._waiters_here.left(socket)
         socket._strand.post(self._say_disconnected, socket)
         socket._strand.post(self._finished, socket)
         if self._hurried:
@@ -636,6 +660,7 @@ class Server(Role):
                 self._engine.endpoints.pop(self, None)  # before the next start can attach it again
             self._state = 'stopped'
             self._changed.notify_all()
+        self._waiters_here.end(drop=True)  # those that were added while it was stopping
 
     def _is_expected(self, error: BaseException, arguments: Tuple[Any, ...]) -> bool:
         """Peers that ask and are gone when they are answered must not fill the log with tracebacks."""

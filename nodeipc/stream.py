@@ -102,6 +102,7 @@ class StreamSocket(Socket, Owner):
     def _stop(self) -> None:
         """Say goodbye after what has arrived is handled and answered."""
         self._connection.stop_reading()
+        self._says_no_more('the server is being stopped', False)
         self._connection.expect_progress()  # a handler may wait for it to read, and stop() waits for the handler
         self._close_when_handled()
 
@@ -122,9 +123,21 @@ class StreamSocket(Socket, Owner):
             self._waiting.fail(STARVED)
 
     def _connection_ended(self, connection: Connection) -> None:
-        self._close_when_handled()  # half-closed clients get their answers
+        self._says_no_more(connection.why_lost, False)
+        self._strand.post(connection.call, self._close_when_taken)  # half-closed clients get their answers
+
+    def _close_when_taken(self) -> None:
+        """Close when what came is handled by those who iterate, too."""
+        for waiters in (self._waiting, self._server._waiters_here):
+            if waiters is not None and waiters.when_handled(self, self._taken):
+                return
+        self._connection.begin_close()
+
+    def _taken(self) -> None:
+        self._connection.call(self._close_when_taken)
 
     def _connection_broken(self, connection: Connection, error: Exception) -> None:
+        self._says_no_more(connection.why_lost, True)
         self._strand.post(connection.call, connection.cut)  # when what it asked before is answered
         self._strand.post(self._report_failure, error)
 
@@ -263,8 +276,8 @@ class StreamServer(Server):
         self._refused.add()
 
     def _is_full(self) -> bool:
-        # Those count that are gone and whose events are still being handled: they use as much memory.
-        return len(self._unfinished) >= self._config.max_connections
+        # Those count that are gone and whose events are still being handled, or wait to be taken: they use as much memory.
+        return len(self._unfinished) + self._waiters_here.gone >= self._config.max_connections
 
     def _is_welcome(self, sock: socket_module.socket) -> bool:
         """Whether its user may connect, by the kernel's word."""

@@ -54,6 +54,7 @@ class StreamClient(Client, Owner):
 
         # The reactor thread's own. _socket is the connection until it is closed, _connection while it takes messages.
         self._socket: Optional[Connection] = None
+        self._told_lost: Optional[Connection] = None
         self._connector: Optional[Connector] = None
         self._retry_timer: Optional[Timer] = None
         self._failures = self._past_failures = 0  # in a row; and before the connection
@@ -240,7 +241,7 @@ class StreamClient(Client, Owner):
         self._retry_or_destroy()
 
     def _connection_heard(self, connection: Connection, events: List[Event], size: int) -> List[Event]:
-        return events if self._closing else self._waiters_here.feed(self, events, size, connection, self._handlers)
+        return events if self._closing else self._waiters_here.feed(self, events, size, connection)
 
     def _is_awaited(self) -> bool:
         return self._waiters_here.count > 0
@@ -250,7 +251,14 @@ class StreamClient(Client, Owner):
 
     def _connection_ended(self, connection: Connection) -> None:
         self._detach(connection)
+        self._tell_lost(connection)
         connection.begin_close()
+
+    def _tell_lost(self, connection: Connection) -> None:
+        """Tell those who wait that nothing more will come by this connection; once."""
+        if not self._closing and self._told_lost is not connection:
+            self._told_lost = connection
+            self._waiters_here.lost(self, connection.why_lost)
 
     def _connection_broken(self, connection: Connection, error: Exception) -> None:
         connection.abort(error)
@@ -266,8 +274,8 @@ class StreamClient(Client, Owner):
             self._lost += connection.pending
             self._changed.notify_all()
             count(self._past, connection)
-        if not self._closing:
-            self._waiters_here.lost(self, connection.why_lost)
+        self._tell_lost(connection)
+        self._told_lost = None
         self._strand.post(self._announce, connection, False)
         if connection.never_stood:
             self._failures = self._past_failures  # the attempt has failed like those before

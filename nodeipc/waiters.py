@@ -10,7 +10,7 @@ import itertools
 import random
 import threading
 from collections import deque
-from typing import Any, Callable, Container, Deque, Dict, List, Optional, Tuple
+from typing import Any, Callable, Collection, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
 from . import rpc
 from .errors import NotConnectedError
@@ -60,57 +60,83 @@ class Waiters:
     """Those who wait for events of one peer, and the queues that collect them."""
 
     def __init__(self) -> None:
-        # Guards all below. Taken inside a connection's lock; those of EventQueues, of emitters' handlers and of strands
-        # are taken inside it. Re-entrant, for
-        # __del__ may end a wait while its thread has it.
+        # Who has come and has no place yet. They come with a connection's lock held, which code that interrupts a holder of
+        # ours (a signal handler, __del__) may want: so without ours, by an operation that the interpreter makes atomic.
+        self._arrived: Deque[Waiter] = deque()
+        # Guards all below. Only those of EventQueues are taken inside it. Re-entrant, for __del__ may end a wait while its
+        # thread has it.
         self._lock = threading.RLock()
         self.requests: Dict[str, Deque[Waiter]] = {}  # by the type of the answer; one event is one's answer, in order
         self.waits: Dict[str, Deque[Waiter]] = {}  # by type; one event is everybody's
         self.calls: Dict[int, Waiter] = {}  # by the id of the request
         self._queues: Tuple[EventQueue[Any], ...] = ()
-        #: How many wait for one event, and need the connection to be read for that.
-        self.count = 0
+        self._count = 0  # how many wait, in these three
         self._gone: Optional[str] = None  # why nothing will come any more
-        # What came before anybody asked for anything: sockets, types and data; and what it counts.
+        # What came of types that nobody has asked for yet: sockets, types and data. What it counts, and those types.
         self._kept: Optional[List[Tuple[Any, str, Any]]] = None
         self._kept_size = 0
+        self._asked: Set[str] = set()
+
+    @property
+    def count(self) -> int:
+        """How many wait for one event, and need the connection to be read for that."""
+        return self._count + len(self._arrived)
 
     def new_call(self) -> Waiter:
         """Return the waiter of a call with an id of its own."""
         return Waiter(self.calls, next(_call_ids))
 
     def stand(self, waiter: Waiter) -> None:
-        """From now on an event can be the waiter's; a wait for the next of a type takes what was kept, too."""
+        """From now on an event can be the waiter's."""
+        waiter.begin()  # again, if its first connection has failed, which has told it
+        self._arrived.append(waiter)
+
+    def stand_for_next(self, type: str) -> Waiter:
+        """Return one who waits for the next event of `type`, or has got what was kept."""
+        waiter = Waiter(self.waits, type)
         with self._lock:
-            waiter.begin()  # again, if its first connection has failed
-            for _, type, data in self._take_kept():
-                if waiter.kind is self.waits and type == waiter.key:
-                    waiter.tell(data)
-                    return
-            if self._gone is not None:
-                waiter.tell(failure=self._gone)
-                return
-            if waiter.kind is self.calls:
-                self.calls[waiter.key] = waiter
+            kept = self._claim((type,), finally_asked=True)
+            if kept:
+                waiter.tell(kept[0][2])
             else:
-                line = waiter.kind.get(waiter.key)
-                if line is None:
-                    line = waiter.kind[waiter.key] = deque()
-                elif waiter in line:
-                    return
-                line.append(waiter)
-            self.count += 1
+                self.stand(waiter)
+                self.settle()
+        return waiter
+
+    def settle(self) -> None:
+        """Give those who have arrived their places; or tell them why nothing will come any more."""
+        with self._lock:
+            while self._arrived:
+                waiter = self._arrived.popleft()
+                if waiter.kind is self.calls:
+                    self.calls[waiter.key] = waiter
+                else:
+                    line = waiter.kind.get(waiter.key)
+                    if line is None:
+                        line = waiter.kind[waiter.key] = deque()
+                    line.append(waiter)
+                self._count += 1
+            if self._gone is not None and self._count:
+                self.fail(self._gone)
+
+    def new_request(self, reply: str) -> Waiter:
+        """Return one who will wait for an answer of the type `reply`; what was kept is none."""
+        if self._kept is not None:
+            with self._lock:
+                self._claim((reply,), finally_asked=True)
+        return Waiter(self.requests, reply)
 
     def withdraw(self, waiter: Waiter) -> None:
         """`waiter` waits no more, whether it was told or not; nothing is left of it, once those behind it are told."""
         with self._lock:
+            self.settle()
             if waiter.kind is self.calls:
-                self.count -= self.calls.pop(waiter.key, None) is not None
+                self._count -= self.calls.pop(waiter.key, None) is not None
                 return
             line = waiter.kind.get(waiter.key)
             if line is None or waiter not in line:
                 return
-            self.count -= 1
+            self._count -= 1
             if waiter.kind is self.waits:
                 line.remove(waiter)
             else:
@@ -124,82 +150,100 @@ class Waiters:
     def add(self, queue: EventQueue[Any]) -> None:
         """Have `queue` collect what it wants; of what was kept, too."""
         with self._lock:
-            for socket, type, data in self._take_kept():
+            for socket, type, data in self._claim(queue.types, finally_asked=True):
                 queue.put(socket, [(type, data)], _OVERHEAD_BYTES, None)
-            self._queues = (*(other for other in self._queues if not other.is_over), queue)
+            self._queues = (*(other for other in self._queues if not other.is_done), queue)
 
     def remove(self, queue: EventQueue[Any]) -> None:
         """Have `queue` collect no more."""
         with self._lock:
             self._queues = tuple(other for other in self._queues if other is not queue)
 
-    def keep(self) -> None:
-        """Keep what comes for nobody, as far as there is room, until somebody asks for something."""
-        self._kept = []
+    def keep(self, asked: Iterable[str]) -> None:
+        """Keep what comes of types that nobody has asked for, as far as there is room, for the first who does."""
+        self._asked.update(asked)
+        self._kept = None if ANY in self._asked else []
 
-    def hand_over(self, type: str, register: Callable[[], Any], post: Callable[[Any, str, Any], Any]) -> None:
-        """Call `register`, which makes a handler of `type` known, and `post` for each event that was kept for it.
+    def hand_over(self, type: str, post: Callable[[Any, str, Any], Any]) -> None:
+        """There is a handler of `type` now: call `post` for each event that was kept for it.
 
-        With the lock held, or newer ones would overtake them.
+        What comes meanwhile is still kept, and handed over after those, so that none overtakes another. `post` is called
+        without the lock.
         """
-        with self._lock:
-            register()
-            if self._kept:
-                for socket, kept, data in self._kept:
-                    if type in (kept, ANY):
-                        post(socket, kept, data)
-                self._kept = [event for event in self._kept if type not in (event[1], ANY)]
+        types = None if type == ANY else (type,)
+        while self._kept is not None:
+            with self._lock:
+                events = self._claim(types, finally_asked=False)
+                if not events:
+                    self._claim(types, finally_asked=True)
+                    return
+            for event in events:
+                post(*event)
 
-    def _take_kept(self) -> List[Tuple[Any, str, Any]]:
-        kept, self._kept = self._kept, None
-        return kept or []
+    def _claim(self, types: Optional[Collection[str]], finally_asked: bool) -> List[Tuple[Any, str, Any]]:
+        """Take out what was kept of `types`, of all for None; nothing more of them is kept if they are finally asked for."""
+        kept = self._kept
+        if kept is None:
+            return []
+        if finally_asked:
+            self._asked.update(types or ())
+        self._kept = None if finally_asked and types is None else [
+            event for event in kept if types is not None and event[1] not in types
+        ]
+        return [event for event in kept if types is None or event[1] in types]
 
     # Reactor thread
 
-    def feed(
-        self, socket: Any, events: List[Event], size: int, flow: Optional[Flow], handlers: Container[str]
-    ) -> List[Event]:
-        """Tell those who wait of events that came from `socket` as `size` bytes; return those for `handlers` to have."""
+    def feed(self, socket: Any, events: List[Event], size: int, flow: Optional[Flow]) -> List[Event]:
+        """Tell those who wait of events that came from `socket` as `size` bytes; return those for handlers to have."""
+        if self._kept is None:
+            self._feed(socket, events, size, flow)
+            return events
+        with self._lock:  # all the time, or what is neither fed nor kept would be lost
+            self._feed(socket, events, size, flow)
+            return self._keep(socket, events, size)
+
+    def _feed(self, socket: Any, events: List[Event], size: int, flow: Optional[Flow]) -> None:
         if self.count:
             with self._lock:
+                self.settle()
                 for type, data in events:
                     self._tell(type, data)
         for queue in self._queues:
             queue.put(socket, events, size, flow)
-            if queue.is_over:
+            if queue.is_done:
                 self.remove(queue)
-        return events if self._kept is None else self._keep(socket, events, size, handlers)
 
-    def _keep(self, socket: Any, events: List[Event], size: int, handlers: Container[str]) -> List[Event]:
-        with self._lock:
-            orphans = [event for event in events if event[0] not in handlers]
-            if self._kept is None or ANY in handlers or not orphans:
-                return events
-            self._kept_size += size + _OVERHEAD_BYTES * len(orphans)
-            if self._kept_size > HIGH_WATER_BYTES:
-                self._kept = None  # nobody seems to want it
-                return events
-            self._kept.extend((socket, type, data) for type, data in orphans)
-            return [event for event in events if event[0] in handlers]
+    def _keep(self, socket: Any, events: List[Event], size: int) -> List[Event]:
+        asked = self._asked
+        orphans = [event for event in events if event[0] not in asked]
+        if self._kept is None or not orphans:
+            return events
+        self._kept_size += size + _OVERHEAD_BYTES * len(orphans)
+        if self._kept_size > HIGH_WATER_BYTES:
+            self._kept = None  # nobody seems to want it
+            return events
+        self._kept.extend((socket, type, data) for type, data in orphans)
+        return [event for event in events if event[0] in asked]
 
     def _tell(self, type: str, data: Any) -> None:
         line = self.requests.get(type)
         if line is not None:
             waiter = line.popleft()
             if not waiter.abandoned:
-                self.count -= 1
+                self._count -= 1
                 waiter.tell(data)
             if not line:
                 del self.requests[type]
         everybody = self.waits.pop(type, ())
-        self.count -= len(everybody)
+        self._count -= len(everybody)
         for waiter in everybody:
             waiter.tell(data)
         if type == rpc.EVENT and self.calls:
             for response in rpc.responses(data):
                 id = response['id']
                 if id.__class__ is int and id in self.calls:  # True == 1
-                    self.count -= 1
+                    self._count -= 1
                     self.calls.pop(id).tell(response)
 
     def announce(self, socket: Any, type: str, data: Any) -> None:
@@ -210,8 +254,17 @@ class Waiters:
 
     @property
     def collects(self) -> bool:
-        """Whether there are queues."""
-        return bool(self._queues)
+        """Whether there are queues, or something is kept for one."""
+        return bool(self._queues) or self._kept is not None
+
+    @property
+    def gone(self) -> int:
+        """How many peers are gone of whom something waits in a queue."""
+        return max((queue.gone for queue in self._queues), default=0)
+
+    def when_handled(self, socket: Any, tell: Callable[[], Any]) -> bool:
+        """Have `tell` called when what came of `socket` is taken and handled, by one queue at least; False if it is."""
+        return any(queue.when_handled(socket, tell) for queue in self._queues)
 
     def is_behind(self, socket: Any) -> bool:
         """Whether a queue has more of `socket` than it may."""
@@ -242,26 +295,31 @@ class Waiters:
         """Let those who wait for one event know that it will not come."""
         with self._lock:
             waiting: List[Waiter] = list(self.calls.values())
+            while self._arrived:
+                waiting.append(self._arrived.popleft())
             for kind in (self.requests, self.waits):
                 for line in kind.values():
                     waiting.extend(waiter for waiter in line if not waiter.abandoned)
                 kind.clear()
             self.calls.clear()
-            self.count = 0
+            self._count = 0
             for waiter in waiting:
                 waiter.tell(failure=why)
 
     def finish(self, why: str) -> None:
         """As `fail`, and whoever comes later is told the same. Any thread."""
         with self._lock:
-            self._gone = why
+            if self._gone is None:
+                self._gone = why
             self._kept = None
-            self.fail(why)
+            self.fail(self._gone)
 
     def end(self, error: Callable[[], Exception] = StopIteration, drop: bool = False) -> None:
         """Let the queues end: when what waits is taken, or at once if that is to be dropped. Any thread."""
         with self._lock:
-            queues, self._queues = self._queues, ()
+            queues = self._queues
+            if drop:
+                self._queues = ()
         for queue in queues:
             if drop:
                 queue.close(error)

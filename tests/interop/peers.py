@@ -45,8 +45,8 @@ TYPES = {row['type'] for row in ROWS} | {
 }
 
 # Reported besides: the bytes of raw mode, in hex, how many requests wait for a server that answers late, the version of TLS
-# of a connection, and that a command was carried out.
-SPECIAL = frozenset(['data', 'protocol', 'reset', 'stopped', 'unanswered'])
+# of a connection, that a command was carried out, and how JSON-RPC calls went.
+SPECIAL = frozenset(['data', 'protocol', 'refused', 'reset', 'responses', 'result', 'stopped', 'unanswered'])
 
 # With each `error`, its `code`, which may be None; and the code of what node-ipc 14 throws, refusing a command.
 CODES = frozenset(['error code', 'thrown'])
@@ -284,13 +284,13 @@ class Report(NamedTuple):
 
 
 class NodePeer(Speaker):
-    """node-ipc in a Node process: see peer.mjs."""
+    """node-ipc in a Node process: see peer.mjs, or another `program` that takes the commands that it is given."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, program: str = 'peer.mjs') -> None:
         self.version = version
         self.reports: List[Report] = []
         self._by_event: Dict[str, List[Report]] = {}
-        command = _node_command(version, 'peer.mjs', json.dumps(sorted(TYPES)))
+        command = _node_command(version, program, json.dumps(sorted(TYPES)))
         super().__init__(command, env=_node_environment())
 
     def do(self, command: str, **options: Any) -> None:
