@@ -68,6 +68,7 @@ class Client(Role, Asker):
         self._closing = False
         self._in_callback: Optional[int] = None  # the thread that runs the callback of connect_to
         self._destroyed = False
+        self._gave_up = False  # destroyed, and not because the application wants it
         self._finished = False  # destroyed, and the handlers have run
         self._last_error: Optional[Exception] = None  # written by the reactor thread, without the lock
         self._past: Dict[str, int] = dict.fromkeys(('connections', *COUNTERS), 0)
@@ -276,7 +277,7 @@ class Client(Role, Asker):
     def _abandon(self) -> None:
         super()._abandon()
         self._announced = False
-        self._destroyed = self._finished = True
+        self._destroyed = self._finished = self._gave_up = True
         self._last_error = NotConnectedError(OF_THE_PARENT)
         self._waiters_here.finish(OF_THE_PARENT)
 
@@ -291,7 +292,7 @@ class Client(Role, Asker):
             self._end_queues()
 
     def _end_queues(self) -> None:
-        self._waiters_here.end(StopIteration if self._closing else self._gone)
+        self._waiters_here.end(self._gone if self._gave_up else StopIteration)
 
     def _forget_queue(self, queue: EventQueue[Any]) -> None:
         self._waiters_here.remove(queue)
@@ -309,7 +310,7 @@ class Client(Role, Asker):
             )
 
     def _gone(self) -> NotConnectedError:
-        state = 'disconnected' if self._closing else f'destroyed, no retries left{self._last_words()}'
+        state = 'disconnected' if not self._gave_up else f'destroyed, no retries left{self._last_words()}'
         return NotConnectedError(f'{self} is {state}; make a new one')
 
     def _no_connection(self, timeout: Optional[float]) -> EmitTimeout:
@@ -329,8 +330,9 @@ class Client(Role, Asker):
     def _destroy(self) -> None:
         with self._lock:
             self._destroyed = True
+            self._gave_up = not self._closing
             self._changed.notify_all()
-        if not self._closing:
+        if self._gave_up:
             self._waiters_here.finish(f'no retries are left{self._last_words()}')
         self._end_queues()
         self._strand.post(self._publish_destroy)
@@ -377,7 +379,7 @@ class Client(Role, Asker):
         if self._dropped:
             logger.info('%s: %d events that had arrived were dropped by disconnect()', self, self._dropped)
         self._publish('destroy')
-        if self._close_instance is not None and not self._closing:
+        if self._close_instance is not None and self._gave_up:
             self._close_instance(None)  # which is not waited for in a handler
         with self._lock:
             self._finished = True

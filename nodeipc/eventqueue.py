@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from queue import Empty, SimpleQueue
-from typing import Any, Callable, Deque, Dict, FrozenSet, Generic, Iterable, List, Optional, Protocol, Tuple, TypeVar
+from typing import Any, Callable, Deque, Dict, FrozenSet, Generic, Iterable, Optional, Protocol, Tuple, TypeVar
 
 from .deadline import Deadline
 from .errors import RequestTimeout
@@ -96,8 +96,6 @@ class EventQueue(Generic[S]):
         self._sources: Dict[S, _Source] = {}  # of whom something waits, or whose flow is held
         self._turns: Deque[S] = deque()  # of whom something waits
         self._end: Optional[Callable[[], Exception]] = None  # makes what is raised when the rest is taken
-        self._handled: Dict[int, S] = {}  # by the thread of the consumer, whose event it has taken last
-        self._to_tell: Dict[S, Callable[[], Any]] = {}  # who wants to know when a peer's events are taken and handled
         #: How many peers are gone of whom something waits.
         self.gone = 0
 
@@ -158,14 +156,6 @@ class EventQueue(Generic[S]):
                 source.gone = True
                 self.gone += 1
 
-    def when_handled(self, socket: S, tell: Callable[[], Any]) -> bool:
-        """Have `tell` called when all of `socket` is taken, and the consumer has come for more; False if it is so now."""
-        with self._lock:
-            pending = socket in self._sources or socket in self._handled.values()
-            if pending:
-                self._to_tell[socket] = tell
-            return pending
-
     def discard(self, socket: S) -> None:
         """Forget what waits of a peer."""
         with self._lock:
@@ -176,26 +166,24 @@ class EventQueue(Generic[S]):
                 self._turns.remove(socket)
             self.gone -= source.gone
             held = source.held
-            tell = self._to_tell.pop(socket, None)
         if held is not None:
             held.release()
-        if tell is not None:
-            tell()
 
-    def end(self, error: Callable[[], Exception]) -> None:
-        """Nothing more will come: when all is taken, `take` raises what `error` makes. Any thread; the first call counts."""
+    def end(self, error: Callable[[], Exception], drop: bool = False) -> None:
+        """Nothing more will come: when all is taken, or dropped, `take` raises what `error` makes. The first call counts."""
         with self._lock:
+            if drop:
+                self.clear()
             if self._end is None:
                 self._end = error
                 self._ring()
 
-    def close(self, error: Callable[[], Exception] = StopIteration) -> int:
-        """End it, and drop what waits; returns how many events that were. Any thread."""
+    def close(self) -> None:
+        """Nobody wants more. Any thread."""
         with self._lock:
-            dropped = self.clear()
-            self._end = error
+            self.clear()
+            self._end = StopIteration
             self._ring()
-        return len(dropped)
 
     def abandon(self, error: Callable[[], Exception]) -> None:
         """In a child made by fork, which has none of the threads that may have had the locks: end it."""
@@ -203,28 +191,17 @@ class EventQueue(Generic[S]):
         self._bell = SimpleQueue()
         self._sources.clear()
         self._turns.clear()
-        self._to_tell.clear()
         self._end = error
 
-    def clear(self) -> List[Tuple[S, str, Any]]:
-        """Take out all that waits."""
+    def clear(self) -> None:
+        """Drop all that waits."""
         with self._lock:
             sources, self._sources = self._sources, {}
-            to_tell, self._to_tell = self._to_tell, {}
             self._turns.clear()
-            self._handled.clear()
             self.gone = 0
-        for tell in to_tell.values():
-            tell()
         for source in sources.values():
             if source.held is not None:
                 source.held.release()
-        return [
-            (socket, type, data)
-            for socket, source in sources.items()
-            for type, data, _ in source.items
-            if type is not None
-        ]
 
     def wait(self, timeout: Optional[float]) -> bool:
         """Wait until it is worth to `take`; False if that does not come in `timeout` seconds."""
@@ -242,11 +219,6 @@ class EventQueue(Generic[S]):
 
         Raises what ends the queue, StopIteration or an error.
         """
-        me = threading.get_ident()
-        with self._lock:
-            tell = self._forget_handled(me) if self._handled else None
-        if tell is not None:
-            tell()
         with self._lock:
             if not self._turns:
                 if self._end is None:
@@ -267,17 +239,9 @@ class EventQueue(Generic[S]):
                 if not source.items:
                     del self._sources[socket]
                     self.gone -= source.gone
-            self._handled[me] = socket
         if held is not None:
             held.release()
         return socket, type, data
-
-    def _forget_handled(self, consumer: int) -> Optional[Callable[[], Any]]:
-        """Return who is to be told that what this consumer has taken last was the last of its peer."""
-        socket = self._handled.pop(consumer, None)
-        if socket is None or socket in self._sources or socket in self._handled.values():
-            return None
-        return self._to_tell.pop(socket, None)
 
     def _ring(self) -> None:
         if self._bell.empty():

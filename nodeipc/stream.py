@@ -124,17 +124,7 @@ class StreamSocket(Socket, Owner):
 
     def _connection_ended(self, connection: Connection) -> None:
         self._says_no_more(connection.why_lost, False)
-        self._strand.post(connection.call, self._close_when_taken)  # half-closed clients get their answers
-
-    def _close_when_taken(self) -> None:
-        """Close when what came is handled by those who iterate, too."""
-        for waiters in (self._waiting, self._server._waiters_here):
-            if waiters is not None and waiters.when_handled(self, self._taken):
-                return
-        self._connection.begin_close()
-
-    def _taken(self) -> None:
-        self._connection.call(self._close_when_taken)
+        self._close_when_handled()  # half-closed clients get their answers
 
     def _connection_broken(self, connection: Connection, error: Exception) -> None:
         self._says_no_more(connection.why_lost, True)

@@ -262,10 +262,6 @@ class Waiters:
         """How many peers are gone of whom something waits in a queue."""
         return max((queue.gone for queue in self._queues), default=0)
 
-    def when_handled(self, socket: Any, tell: Callable[[], Any]) -> bool:
-        """Have `tell` called when what came of `socket` is taken and handled, by one queue at least; False if it is."""
-        return any(queue.when_handled(socket, tell) for queue in self._queues)
-
     def is_behind(self, socket: Any) -> bool:
         """Whether a queue has more of `socket` than it may."""
         return any(queue.is_behind(socket) for queue in self._queues)
@@ -321,10 +317,7 @@ class Waiters:
             if drop:
                 self._queues = ()
         for queue in queues:
-            if drop:
-                queue.close(error)
-            else:
-                queue.end(error)
+            queue.end(error, drop)
 
     def abandon(self, why: str) -> None:
         """In a child made by fork: whoever iterates is told."""
