@@ -29,7 +29,7 @@ def awaited_types(types: Tuple[str, ...], local: FrozenSet[str]) -> Optional[Fro
         check_event(type)
         if type in local:
             raise ValueError(f'{type!r} is a local event and no message of a peer; use on({type!r}, handler)')
-    return frozenset(types) if types else None
+    return frozenset(map(str.__str__, types)) if types else None  # exactly str, also of a member of an Enum
 
 
 class Asker:
@@ -47,13 +47,13 @@ class Asker:
         """Emit an event and return the data of the next `reply` event (default: of the same type) that comes.
 
         The other end may be any node-ipc peer that answers each such event with one. Waits up to `timeout` seconds, None:
-        for ever (but no longer than ``config.emit_timeout`` for a connection). Threads that ask at the same time are
-        answered in the order in which their requests left. A handler may ask, too.
+        for ever (but no longer than ``config.emit_timeout`` for a connection). Threads that ask at the same time get the
+        answers in the order in which their requests left. A handler may ask, too.
 
         Raises `RequestTimeout` if no answer came, `EmitTimeout` if the request could not be sent in time,
-        `NotConnectedError` as soon as the connection is lost, and what `emit` raises for data that cannot be sent. An answer
-        that comes after the time is over is taken for that to the next request; where that matters use `call`, whose
-        answers say what they answer.
+        `NotConnectedError` as soon as the connection is lost, and what `emit` raises for data that cannot be sent. Nothing
+        in an event says what it answers: one that comes when the time is over is taken for the next one's, and so are
+        others where one is missing, as long as somebody waits. Where that matters use `call`, whose answers say it.
 
         >>> from nodeipc import connect, serve
         >>> with serve('request-example') as server, connect('request-example') as client:
@@ -62,11 +62,10 @@ class Asker:
         'hello world!'
         """
         if reply is None:
-            reply = 'data' if self._is_raw else str(type)
-        else:
-            check_event(reply)
+            reply = 'data' if self._is_raw or not isinstance(type, str) else type
+        check_event(reply)
         waiters = self._waiters()
-        waiter = self._ask(waiters, waiters.new_request(reply), type, data, timeout)
+        waiter = self._ask(waiters, waiters.new_request(str.__str__(reply)), type, data, timeout)
         if waiter is None:
             raise RequestTimeout(
                 f'{self}: {_excerpt(type)} was sent, and no {reply!r} came within {timeout:g} s; does the other end '
@@ -127,7 +126,7 @@ class Asker:
         awaited_types((type,), self._local)
         waiters = self._waiters()
         deadline = Deadline(timeout)
-        waiter = waiters.stand_for_next(type)
+        waiter = waiters.stand_for_next(str.__str__(type))
         try:
             self._read_on()
             if not self._wait_until(waiter.wait, deadline.remaining):
@@ -143,8 +142,9 @@ class Asker:
 
     def _iterate(self: A, types: Tuple[str, ...], timeout: Optional[float]) -> EventIterator[A]:
         queue: EventQueue[A] = EventQueue(awaited_types(types, self._local))
+        iterator = EventIterator(self, queue, timeout)  # first: if Ctrl-C comes, it closes the queue
         self._collect(queue)
-        return EventIterator(self, queue, timeout)
+        return iterator
 
     def _ask(self, waiters: Waiters, waiter: Waiter, type: Payload, data: Any, timeout: Optional[float]) -> Optional[Waiter]:
         """Send an event and wait for what `waiter` is told; return None if nothing came in time."""

@@ -252,17 +252,17 @@ class Client(Role, Asker):
     # For the facade
 
     def _begin_goodbye(self) -> None:
+        # All of it again each time: Ctrl-C may have come between.
         with self._lock:
-            first, self._closing = not self._closing, True
+            self._closing = True
             self._strand.deliver = self._drop
             self._stop_taking()
             self._changed.notify_all()
-        if first:
+        if not self._gave_up:
             self._waiters_here.finish('it is disconnected')
             self._waiters_here.end(drop=True)
         self._removed(self)
-        if first:
-            self._reactor.call(self._goodbye)
+        self._reactor.call(self._goodbye)
 
     def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
         if self._engine.must_not_wait:

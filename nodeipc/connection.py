@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Set, Tuple, Union
 
 from .config import Config
 from .deadline import Deadline
@@ -99,7 +99,7 @@ class Connection(Owned):
     """A connected stream socket. `name` is what error messages call the other end, `tls` what it is encrypted with."""
 
     __slots__ = (
-        '_behind', '_clock', '_closing', '_cuts_stalled', '_decoder', '_discard', '_ended', '_half_closed', '_holds',
+        '_behind', '_clock', '_closing', '_cuts_stalled', '_decoder', '_discard', '_ended', '_half_closed', '_holders',
         '_lock', '_lost', '_max_pending', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor', '_read_behind',
         '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_stalled_at', '_strand', '_timer', '_tls',
         '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'failure', 'messages_in',
@@ -156,7 +156,7 @@ class Connection(Owned):
         self._undelivered = 0  # bytes read since the last event
         self._reading = False
         self._behind = False  # handlers are
-        self._holds = 0  # queues of events that are
+        self._holders: Set[object] = set()  # queues of events that are
         self._read_behind = 0  # bytes, nevertheless, because somebody waited for an answer
         self._discard = False
         self._ended = False  # the peer's end was read
@@ -211,12 +211,12 @@ class Connection(Owned):
 
     def read_on(self) -> None:
         """Somebody waits for what is to be read."""
-        if self._behind or self._holds:
+        if self._behind or self._holders:
             self._reactor.call(self._consider_reading)
 
-    def release(self) -> None:
-        """Undo one `hold`."""
-        self._reactor.call(self._released)
+    def release(self, holder: object) -> None:
+        """Undo the `hold` of `holder`, if there is one."""
+        self._reactor.call(self._released, holder)
 
     def queue(self, frame: bytes) -> bool:
         """Accept `frame` whatever is queued; True if the queue is over its limit now."""
@@ -273,9 +273,9 @@ class Connection(Owned):
         self._behind = self._strand.is_full  # a client's may be, with what an earlier connection brought
         self._consider_reading()
 
-    def hold(self) -> None:
-        """Read no more, unless somebody waits for an answer, until it is released."""
-        self._holds += 1
+    def hold(self, holder: object) -> None:
+        """Read no more, unless somebody waits for an answer, until `holder` releases it."""
+        self._holders.add(holder)
 
     def _read_ahead(self) -> None:
         """TLS: read what came with the end of the handshake, of which the socket will not tell again."""
@@ -530,6 +530,7 @@ class Connection(Owned):
             self.abort()
         else:
             self._update()
+            self._consider_reading()
 
     def _read(self) -> None:
         try:
@@ -583,7 +584,7 @@ class Connection(Owned):
             events = self._owner._connection_heard(self, events, size)
             if self._strand.post_events(events, size):
                 self._behind = True
-            if self._behind or self._holds:
+            if self._behind or self._holders:
                 self._read_on_or_pause(size)
         if failure is not None:
             self.failure = failure
@@ -614,24 +615,31 @@ class Connection(Owned):
         self._behind = False
         self._consider_reading()
 
-    def _released(self) -> None:
-        self._holds -= 1
+    def _released(self, holder: object) -> None:
+        self._holders.discard(holder)
         self._consider_reading()
 
     def _read_on_or_pause(self, size: int) -> None:
         """What was read last is not handled yet: read more only if somebody waits for an answer, and within a limit."""
         self._read_behind += size
-        if self._owner._is_awaited():
-            if self._read_behind <= self._max_pending:
-                return
-            self._owner._connection_starved(self)
-        self._pause()
+        if not self._may_read_behind():
+            self._pause()
+
+    def _may_read_behind(self) -> bool:
+        if self._send_error is not None:
+            return True  # the peer has gone: what is left is bounded, and comes before the next connection
+        if not self._owner._is_awaited():
+            return False
+        if self._read_behind <= self._max_pending:
+            return True
+        self._owner._connection_starved(self)
+        return False
 
     def _consider_reading(self) -> None:
-        is_behind = self._behind or self._holds > 0
+        is_behind = self._behind or bool(self._holders)
         if not is_behind:
             self._read_behind = 0
-        if not (self._reading or self.closed) and (not is_behind or self._owner._is_awaited()):
+        if not (self._reading or self.closed) and (not is_behind or self._may_read_behind()):
             self._resume()
 
     def _pause(self) -> None:

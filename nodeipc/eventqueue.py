@@ -63,11 +63,11 @@ class Event(Tuple[str, Any, S]):
 class Flow(Protocol):
     """Where events come from, as far as it can be slowed down."""
 
-    def hold(self) -> None:
-        """Read no more until it is released; reactor thread."""
+    def hold(self, holder: object) -> None:
+        """Read no more until `holder` releases it; reactor thread."""
 
-    def release(self) -> None:
-        """Undo one `hold`; any thread."""
+    def release(self, holder: object) -> None:
+        """Undo the `hold`, if there is one; any thread."""
 
 
 class _Source:
@@ -116,7 +116,7 @@ class EventQueue(Generic[S]):
             if flow is None or source.held is not None or source.load <= HIGH_WATER_BYTES:
                 return
             source.held = flow
-        flow.hold()
+        flow.hold(self)
 
     @property
     def is_done(self) -> bool:
@@ -135,7 +135,7 @@ class EventQueue(Generic[S]):
             if source is None or source.load <= HIGH_WATER_BYTES:
                 return
             source.held = flow
-        flow.hold()
+        flow.hold(self)
 
     def lost(self, socket: S, why: str) -> None:
         """The connection of `socket` was lost here; the consumer is told in turn. Reactor thread."""
@@ -167,7 +167,7 @@ class EventQueue(Generic[S]):
             self.gone -= source.gone
             held = source.held
         if held is not None:
-            held.release()
+            held.release(self)
 
     def end(self, error: Callable[[], Exception], drop: bool = False) -> None:
         """Nothing more will come: when all is taken, or dropped, `take` raises what `error` makes. The first call counts."""
@@ -196,12 +196,12 @@ class EventQueue(Generic[S]):
     def clear(self) -> None:
         """Drop all that waits."""
         with self._lock:
-            sources, self._sources = self._sources, {}
+            for source in self._sources.values():  # first: if Ctrl-C comes, it can be cleared again
+                if source.held is not None:
+                    source.held.release(self)
             self._turns.clear()
+            self._sources.clear()
             self.gone = 0
-        for source in sources.values():
-            if source.held is not None:
-                source.held.release()
 
     def wait(self, timeout: Optional[float]) -> bool:
         """Wait until it is worth to `take`; False if that does not come in `timeout` seconds."""
@@ -220,27 +220,31 @@ class EventQueue(Generic[S]):
         Raises what ends the queue, StopIteration or an error.
         """
         with self._lock:
-            if not self._turns:
+            while self._turns:
+                socket = self._turns[0]
+                source = self._sources.get(socket)
+                if source is not None and source.items:
+                    break
+                self._turns.popleft()  # what Ctrl-C has left
+            else:
                 if self._end is None:
                     return None
                 self._ring()  # for the next consumer
                 raise self._end()
-            socket = self._turns.popleft()
-            source = self._sources[socket]
-            type, data, weight = source.items.popleft()
-            source.load -= weight
+            # In this order nothing is stuck, wherever Ctrl-C comes; only what has been taken is lost.
+            source.load -= source.items[0][2]
+            type, data, _ = source.items.popleft()
+            if source.held is not None and (source.load <= _LOW_WATER_BYTES or not source.items):
+                source.held.release(self)
+                source.held = None
             if source.items:
-                self._turns.append(socket)
+                self._turns.rotate(-1)
+            else:
+                self._turns.popleft()
+                del self._sources[socket]
+                self.gone -= source.gone
             if self._turns:
                 self._ring()
-            held = None
-            if source.load <= _LOW_WATER_BYTES:
-                held, source.held = source.held, None
-                if not source.items:
-                    del self._sources[socket]
-                    self.gone -= source.gone
-        if held is not None:
-            held.release()
         return socket, type, data
 
     def _ring(self) -> None:

@@ -144,6 +144,7 @@ class Socket(Asker):
     def _hang_up(self) -> None:
         """What has come is not wanted any more."""
         self._closed = True
+        self._says_no_more('it was closed', False)
         self._server._waiters_here.discard(self)
         if self._waiting is not None:
             self._waiting.end(drop=True)
@@ -175,7 +176,9 @@ class Socket(Asker):
 
     def _collect(self, queue: EventQueue[Any]) -> None:
         self._waiters().add(queue)
-        if self._gone is not None:
+        if self._gone == OF_THE_PARENT:
+            queue.end(lambda: self._loss(OF_THE_PARENT))
+        elif self._gone is not None:
             queue.end(StopIteration)
 
     def _forget_queue(self, queue: EventQueue[Any]) -> None:
@@ -393,8 +396,9 @@ class Server(Role):
         hello world!
         """
         queue: EventQueue[Socket] = EventQueue(awaited_types(types, SERVERS_OWN))
+        iterator = EventIterator(self, queue, timeout)  # first: if Ctrl-C comes, it closes the queue
         self._waiters_here.add(queue)
-        return EventIterator(self, queue, timeout)
+        return iterator
 
     def stop(self, timeout: Optional[float] = None) -> None:
         """Stop accepting, let the handlers of what has arrived finish, deliver what was emitted, close. Idempotent.

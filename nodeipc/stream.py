@@ -116,7 +116,7 @@ class StreamSocket(Socket, Owner):
         return self._heard(events, size, connection)
 
     def _is_awaited(self) -> bool:
-        return self._waiting is not None and self._waiting.count > 0
+        return self._waiting is not None and self._waiting.is_awaited
 
     def _connection_starved(self, connection: Connection) -> None:
         if self._waiting is not None:

@@ -157,6 +157,12 @@ class StreamClient(Client, Owner):
             batch.leave(timeout)
         self._send(frame, timeout, 1, stand)
 
+    def _wait_until(self, take: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
+        batch = self._batches.get(threading.get_ident())
+        if batch is not None:  # or what is waited for may be the answer to what stays here
+            batch.leave(self._emit_timeout)
+        return super()._wait_until(take, timeout)
+
     def _reply(self, data: Any) -> None:
         # Not on the next connection, where nobody has asked; and with config.sync not in line, for it asks for no answer.
         if self._closing or not self._heard.send(self._encode(rpc.EVENT, data), self._emit_timeout):
@@ -244,7 +250,7 @@ class StreamClient(Client, Owner):
         return events if self._closing else self._waiters_here.feed(self, events, size, connection)
 
     def _is_awaited(self) -> bool:
-        return self._waiters_here.count > 0
+        return self._waiters_here.is_awaited
 
     def _connection_starved(self, connection: Connection) -> None:
         self._waiters_here.fail(STARVED)
@@ -276,6 +282,7 @@ class StreamClient(Client, Owner):
             count(self._past, connection)
         self._tell_lost(connection)
         self._told_lost = None
+        self._waiters_here.fail(connection.why_lost)  # those, too, whose requests left after that
         self._strand.post(self._announce, connection, False)
         if connection.never_stood:
             self._failures = self._past_failures  # the attempt has failed like those before

@@ -40,7 +40,7 @@ class Waiter:
         self._wake.acquire()
         self.data: Any = None
         self.failure: Optional[str] = None
-        self.abandoned = False  # nobody waits any more, but its place in the line counts
+        self.abandoned = False  # nobody waits any more
 
     def begin(self) -> None:
         """Forget what was told."""
@@ -53,7 +53,8 @@ class Waiter:
 
     def tell(self, data: Any = None, failure: Optional[str] = None) -> None:
         self.data, self.failure = data, failure
-        self._wake.release()
+        if self._wake.locked():  # else Ctrl-C came when it was told the first time
+            self._wake.release()
 
 
 class Waiters:
@@ -70,7 +71,6 @@ class Waiters:
         self.waits: Dict[str, Deque[Waiter]] = {}  # by type; one event is everybody's
         self.calls: Dict[int, Waiter] = {}  # by the id of the request
         self._queues: Tuple[EventQueue[Any], ...] = ()
-        self._count = 0  # how many wait, in these three
         self._gone: Optional[str] = None  # why nothing will come any more
         # What came of types that nobody has asked for yet: sockets, types and data. What it counts, and those types.
         self._kept: Optional[List[Tuple[Any, str, Any]]] = None
@@ -78,9 +78,9 @@ class Waiters:
         self._asked: Set[str] = set()
 
     @property
-    def count(self) -> int:
-        """How many wait for one event, and need the connection to be read for that."""
-        return self._count + len(self._arrived)
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for one event, and needs the connection to be read for that."""
+        return bool(self._arrived or self.requests or self.waits or self.calls)
 
     def new_call(self) -> Waiter:
         """Return the waiter of a call with an id of its own."""
@@ -107,7 +107,7 @@ class Waiters:
         """Give those who have arrived their places; or tell them why nothing will come any more."""
         with self._lock:
             while self._arrived:
-                waiter = self._arrived.popleft()
+                waiter = self._arrived[0]  # until it has its place, or somebody who looks without the lock would see nobody
                 if waiter.kind is self.calls:
                     self.calls[waiter.key] = waiter
                 else:
@@ -115,8 +115,8 @@ class Waiters:
                     if line is None:
                         line = waiter.kind[waiter.key] = deque()
                     line.append(waiter)
-                self._count += 1
-            if self._gone is not None and self._count:
+                self._arrived.popleft()
+            if self._gone is not None:
                 self.fail(self._gone)
 
     def new_request(self, reply: str) -> Waiter:
@@ -127,25 +127,19 @@ class Waiters:
         return Waiter(self.requests, reply)
 
     def withdraw(self, waiter: Waiter) -> None:
-        """`waiter` waits no more, whether it was told or not; nothing is left of it, once those behind it are told."""
+        """`waiter` waits no more, whether it was told or not; nothing is left of it."""
+        waiter.abandoned = True  # first: if Ctrl-C comes now, it is passed over when its turn comes
         with self._lock:
             self.settle()
             if waiter.kind is self.calls:
-                self._count -= self.calls.pop(waiter.key, None) is not None
+                self.calls.pop(waiter.key, None)
                 return
             line = waiter.kind.get(waiter.key)
-            if line is None or waiter not in line:
-                return
-            self._count -= 1
-            if waiter.kind is self.waits:
-                line.remove(waiter)
-            else:
-                # An answer to it may come still, and is not that of the next in line.
-                waiter.abandoned = True
-                while line and line[-1].abandoned:
-                    line.pop()
-            if not line:
-                del waiter.kind[waiter.key]
+            if line is not None:
+                if waiter in line:
+                    line.remove(waiter)
+                if not line:
+                    waiter.kind.pop(waiter.key, None)
 
     def add(self, queue: EventQueue[Any]) -> None:
         """Have `queue` collect what it wants; of what was kept, too."""
@@ -204,7 +198,7 @@ class Waiters:
             return self._keep(socket, events, size)
 
     def _feed(self, socket: Any, events: List[Event], size: int, flow: Optional[Flow]) -> None:
-        if self.count:
+        if self.is_awaited:
             with self._lock:
                 self.settle()
                 for type, data in events:
@@ -219,7 +213,7 @@ class Waiters:
         orphans = [event for event in events if event[0] not in asked]
         if self._kept is None or not orphans:
             return events
-        self._kept_size += size + _OVERHEAD_BYTES * len(orphans)
+        self._kept_size += size * len(orphans) // len(events) + _OVERHEAD_BYTES * len(orphans)
         if self._kept_size > HIGH_WATER_BYTES:
             self._kept = None  # nobody seems to want it
             return events
@@ -229,22 +223,20 @@ class Waiters:
     def _tell(self, type: str, data: Any) -> None:
         line = self.requests.get(type)
         if line is not None:
-            waiter = line.popleft()
-            if not waiter.abandoned:
-                self._count -= 1
-                waiter.tell(data)
+            while line:
+                waiter = line.popleft()
+                if not waiter.abandoned:
+                    waiter.tell(data)
+                    break
             if not line:
                 del self.requests[type]
-        everybody = self.waits.pop(type, ())
-        self._count -= len(everybody)
-        for waiter in everybody:
+        for waiter in self.waits.pop(type, ()):
             waiter.tell(data)
         if type == rpc.EVENT and self.calls:
             for response in rpc.responses(data):
                 id = response['id']
-                if id.__class__ is int and id in self.calls:  # True == 1
-                    self._count -= 1
-                    self.calls.pop(id).tell(response)
+                if id.__class__ in (int, float) and id in self.calls:  # 1.0 is the same number in JSON; True == 1, too
+                    self.calls.pop(int(id)).tell(response)
 
     def announce(self, socket: Any, type: str, data: Any) -> None:
         """Tell the queues that ask for it by its name of a local event."""
@@ -295,10 +287,9 @@ class Waiters:
                 waiting.append(self._arrived.popleft())
             for kind in (self.requests, self.waits):
                 for line in kind.values():
-                    waiting.extend(waiter for waiter in line if not waiter.abandoned)
+                    waiting.extend(line)
                 kind.clear()
             self.calls.clear()
-            self._count = 0
             for waiter in waiting:
                 waiter.tell(failure=why)
 
@@ -316,6 +307,8 @@ class Waiters:
             queues = self._queues
             if drop:
                 self._queues = ()
+                if self._kept:
+                    self._kept = []
         for queue in queues:
             queue.end(error, drop)
 
