@@ -39,6 +39,7 @@ fuzz:
 lint: .venv-lint/installed
 	.venv-lint/bin/ruff check nodeipc tests examples setup.py
 	.venv-lint/bin/mypy
+	.venv-lint/bin/python -m tests.typing
 
 .venv-lint/installed:
 	$(PYTHON) -m venv .venv-lint

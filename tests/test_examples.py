@@ -356,3 +356,38 @@ def test_a_sync_client_asks_when_the_last_was_answered(run: Any) -> None:
     world.interrupt()
     hello.says(*conversation, 'disconnected from world')
     hello.interrupt()
+
+
+def test_scripts_ask_and_loop(run: Any) -> None:
+    world = run('scripts/world_server.py')
+    hello = run('scripts/hello_client.py')
+    hello.says('hello world!', 'goodbye world!')
+    assert hello.process.wait(20) == 0
+    world.says('got a message: hello', 'got a message: goodbye')
+    world.interrupt()
+
+
+def test_scripts_call_methods(run: Any) -> None:
+    calculator = run('scripts/calculator_server.py')
+    client = run('scripts/calculator_client.py')
+    client.says('1 + 2 = 3', '1 / 4 = 0.25', '1 / 0: 1 cannot be divided by 0')
+    assert client.process.wait(20) == 0
+    calculator.interrupt()
+
+
+def test_a_device_reports_every_reading_though_its_collector_dies_and_is_restarted(run: Any) -> None:
+    port = free_port()
+    with socket.create_server(('127.0.0.1', port)) as dying:
+        device = run('scripts/device_client.py', str(port))
+        with dying.accept()[0] as connection:
+            assert b'"store"' in connection.recv(65536)  # and is not answered
+    first = run('scripts/collector_server.py', str(port))
+    eventually(lambda: len(first.said) >= 3)
+    first.interrupt()
+    second = run('scripts/collector_server.py', str(port))
+    eventually(lambda: len(second.said) >= 3)
+    device.process.kill()  # at any moment
+    second.interrupt()
+    numbers = [int(line.split()[0]) for line in first.said + second.said]
+    assert sorted(set(numbers)) == list(range(len(set(numbers))))
+    assert len(numbers) - len(set(numbers)) <= 1  # that whose answer the restart took away
