@@ -381,6 +381,9 @@ class Server(Role):
         started, and ends with `stop`, which drops what was not taken. Named, ``connect`` and ``socket.disconnected`` (whose
         data is the socket's id) are given, too.
 
+        A peer that has closed its side cannot be answered any more: `Socket.emit` raises `NotConnectedError`. Those who have
+        left and whose events wait to be taken count among ``config.max_connections``.
+
         Raises `RequestTimeout` when nothing came for `timeout` seconds (it can be iterated on); ValueError for other local
         events. Close it, or drop it, when it is not needed any more: see `EventIterator`.
 
