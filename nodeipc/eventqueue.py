@@ -113,10 +113,10 @@ class EventQueue(Generic[S]):
             source.items.extend([(type, data, weight) for type, data in wanted])
             source.load += weight * len(wanted)
             self._ring()
-            if flow is None or source.held is not None or source.load <= HIGH_WATER_BYTES:
+            if flow is None or source.load <= HIGH_WATER_BYTES:
                 return
             source.held = flow
-        flow.hold(self)
+        flow.hold(self)  # again each time: a release that is on its way may be older than the last hold, and undo it
 
     @property
     def is_done(self) -> bool:
