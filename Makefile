@@ -1,4 +1,4 @@
-# make demo, make test; make fuzz; make lint; make test-all for every CPython found. PYTHON chooses the interpreter.
+# make demo, make test; make fuzz; make lint; make bench; make test-all for every CPython found. PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
@@ -7,7 +7,7 @@ SEED ?=
 INTEROP := tests/interop
 PIP := -m pip --disable-pip-version-check -q
 
-.PHONY: demo test fuzz lint test-all clean
+.PHONY: demo test fuzz bench bench-quick lint test-all clean
 
 demo:
 	@$(PYTHON) -m nodeipc demo
@@ -34,6 +34,27 @@ $(INTEROP)/node_modules/installed: $(INTEROP)/package-lock.json
 # a test case. Nothing is installed for it.
 fuzz:
 	@$(PYTHON) -m tests.fuzz --frames $(FRAMES) $(if $(SEED),--seed $(SEED))
+
+# nodeipc beside node-ipc 14 and whatever else one would use, each in processes of its own; then what it needs, and how cost
+# grows. Everything that was measured is left in .benchmarks. The others have an environment of their own, in these versions.
+BENCH_PEERS := pyzmq==27.3.0 websockets==17.4 rpyc==6.0.2 Pyro5==5.17
+BENCH_NAME = .benchmarks/$$(date -u +%Y%m%dT%H%M%SZ)
+
+bench: .venv-bench/installed interop
+	@mkdir -p .benchmarks; name=$(BENCH_NAME); failed=0; \
+	$(PYTHON) -m tests.benchmarks --peers all --python $(PYTHON) --python newest --json $$name.json || failed=1; \
+	$(PYTHON) -m tests.benchmarks footprint --json $$name-footprint.json || failed=1; \
+	$(PYTHON) -m tests.benchmarks growth --json $$name-growth.json || failed=1; \
+	exit $$failed
+
+# Less than two minutes, and nothing but node-ipc is installed.
+bench-quick: interop
+	@$(PYTHON) -m tests.benchmarks --quick --json $(BENCH_NAME)-quick.json
+
+.venv-bench/installed: Makefile
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python $(PIP) install $(BENCH_PEERS)
+	@touch $@
 
 # Tools of CI, in an environment of their own.
 lint: .venv-lint/installed
