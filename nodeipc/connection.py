@@ -99,11 +99,11 @@ class Connection(Owned):
     """A connected stream socket. `name` is what error messages call the other end, `tls` what it is encrypted with."""
 
     __slots__ = (
-        '_behind', '_clock', '_closing', '_cuts_stalled', '_decoder', '_discard', '_ended', '_half_closed', '_holders',
-        '_lock', '_lost', '_max_pending', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor', '_read_behind',
-        '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_stalled_at', '_strand', '_timer', '_tls',
-        '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'failure', 'messages_in',
-        'messages_out', 'name',
+        '_behind', '_clock', '_closing', '_corked', '_cuts_stalled', '_decoder', '_discard', '_ended', '_half_closed',
+        '_holders', '_lock', '_lost', '_max_pending', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor',
+        '_read_behind', '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_stalled_at', '_strand',
+        '_timer', '_tls', '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'failure',
+        'messages_in', 'messages_out', 'name',
     )
 
     def __init__(
@@ -139,6 +139,7 @@ class Connection(Owned):
         # wait for itself.
         self._lock = threading.RLock()
         self._writing = False
+        self._corked = 0  # the thread whose frames are joined
         self._open = True
         self._outbox: Deque[Block] = deque()
         self._pending = 0
@@ -237,6 +238,16 @@ class Connection(Owned):
                     return
                 before, stall = self.progress, Deadline(self._stall)
 
+    def cork(self) -> None:
+        """Queue what this thread sends, until `uncork`."""
+        self._corked = threading.get_ident()
+
+    def uncork(self) -> None:
+        """Write what was queued, and queue no more than has to be."""
+        with self._lock:
+            self._corked = 0
+            self._write_joined()
+
     def flush(self, timeout: Optional[float]) -> None:
         """Wait until everything accepted is written. Raises EmitTimeout, or NotConnectedError if it will not be."""
         with self._lock:
@@ -270,6 +281,7 @@ class Connection(Owned):
         """Begin to read."""
         self._reactor.owned.add(self)
         self._strand.on_drained = self._drained
+        self._strand.outlet = self
         self._behind = self._strand.is_full  # a client's may be, with what an earlier connection brought
         self._consider_reading()
 
@@ -345,7 +357,7 @@ class Connection(Owned):
             self._owner._connection_failed(self, NotConnectedError(message))
         self._owner._connection_closed(self)
         # A client or socket that the application keeps must not keep the buffers.
-        self._strand.on_drained = None
+        self._strand.on_drained = self._strand.outlet = None
         self._decoder = None  # type: ignore[assignment]  # never fed again
         self._send = self._recv = self._tls = None  # type: ignore[assignment]  # nor are these used: it is not open
         self._owner = _NOBODY
@@ -404,39 +416,53 @@ class Connection(Owned):
             )
         try:
             self._writing = True
-            accepted = self._write_now(frame, messages)
+            if self._outbox or (self._corked and self._corked == threading.get_ident()):
+                self._queue(frame)
+            else:
+                try:
+                    sent = self._send(frame, _NO_SIGPIPE)
+                except (BlockingIOError, InterruptedError):
+                    sent = 0
+                except OSError as error:
+                    self._broken(error)
+                    self._writing = False
+                    return False
+                self.bytes_out += sent
+                if sent < len(frame):
+                    self._outbox.append(memoryview(frame)[sent:])
+                    self._pending = len(frame) - sent
+                    self._reactor.call(self._update)
+            self.messages_out += messages
             self._writing = False
-            return accepted
+            return True
         except BaseException:
             # A signal handler raised (Ctrl-C), and nobody knows how much of the frame has left.
             self._open = self._writing = False
             self._reactor.call(self.abort, IPCError(f'sending to {self.name} was interrupted; the connection is closed'))
             raise
 
-    def _write_now(self, frame: bytes, messages: int) -> bool:
+    def _queue(self, frame: bytes) -> None:
         outbox = self._outbox
-        if outbox:
-            tail = outbox[-1]
-            if tail.__class__ is bytearray and len(tail) < _BLOCK_BYTES:
-                tail += frame
-            else:
-                outbox.append(bytearray(frame) if len(frame) < _BLOCK_BYTES else frame)
-            self._pending += len(frame)
+        tail = outbox[-1] if outbox else None
+        if isinstance(tail, bytearray) and len(tail) < _BLOCK_BYTES:
+            tail += frame
         else:
-            try:
-                sent = self._send(frame, _NO_SIGPIPE)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError as error:
-                self._broken(error)
-                return False
-            self.bytes_out += sent
-            if sent < len(frame):
-                outbox.append(memoryview(frame)[sent:])
-                self._pending = len(frame) - sent
-                self._reactor.call(self._update)
-        self.messages_out += messages
-        return True
+            outbox.append(bytearray(frame) if len(frame) < _BLOCK_BYTES else frame)
+        self._pending += len(frame)
+        if self._corked and self._pending >= _BLOCK_BYTES:
+            self._write_joined()
+
+    def _write_joined(self) -> None:
+        if not self._outbox:
+            return
+        failure = self._write_outbox()
+        if failure is not None:
+            self._broken(failure)
+            return
+        if self._outbox:
+            self._reactor.call(self._update)
+        if self._room is not None and self._pending <= self._max_pending:
+            self._room.notify_all()
 
     def _write_outbox(self) -> Optional[OSError]:
         """Write what is queued, as far as it goes in one turn; return what went wrong."""
@@ -582,7 +608,7 @@ class Connection(Owned):
             self.messages_in += len(events)
             size, self._undelivered = self._undelivered, 0
             events = self._owner._connection_heard(self, events, size)
-            if self._strand.post_events(events, size):
+            if events and self._strand.post_events(events, size):
                 self._behind = True
             if self._behind or self._holders:
                 self._read_on_or_pause(size)

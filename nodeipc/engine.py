@@ -44,7 +44,7 @@ class Engine:
         self.endpoints: Dict[Endpoint, None] = {}
         self.closing = False
         self.closed = threading.Event()
-        self.reactor.start()
+        self.workers.start()
 
     @property
     def must_not_wait(self) -> bool:
@@ -67,7 +67,6 @@ class Engine:
             for endpoint in leaving:
                 endpoint._wait_goodbye(deadline, handlers)
         self.workers.close(deadline.sooner(handlers))
-        self.reactor.stop()
 
     def abandon(self) -> None:
         """In a child made by fork, which has none of the threads: close the descriptors."""

@@ -160,7 +160,12 @@ class Emitter:
 
     def _publish(self, type: str, *arguments: Any) -> None:
         """Call the handlers of an event, those of ``'*'`` first as in node-ipc 14. Never raises."""
-        self._dispatch(self._handlers, type, arguments)
+        handlers = self._handlers
+        if ANY in handlers:
+            self._dispatch(handlers, type, arguments)
+        else:
+            for registration in handlers.get(type, ()):
+                self._call(type, registration, arguments)
 
     def _dispatch(
         self, handlers: Dict[str, Tuple[Registration, ...]], type: str, arguments: Tuple[Any, ...]
@@ -176,10 +181,7 @@ class Emitter:
         if registration.once and not self._take(event, registration):
             return
         try:
-            if registration.max_arguments is None:
-                registration.function(*arguments)
-            else:
-                registration.function(*arguments[:registration.max_arguments])
+            registration.function(*arguments[:registration.max_arguments])
         except BaseException as error:  # SystemExit too: a handler does not end the thread it is lent
             if event == ANY:
                 event, arguments = arguments[0], arguments[1:]

@@ -1,8 +1,11 @@
-"""The reactor: one thread that waits for sockets and timers and calls back.
+"""The reactor: one thread at a time waits for sockets and timers and calls back.
 
 Endpoints register non-blocking sockets and get called when they are ready; any thread hands it work with `call`.
 Callbacks must not wait: no look-up, no file, no handler, no lock that a handler can hold. It knows nothing of
 connections or messages, and when nothing happens it makes no system call.
+
+The thread that leads is the reactor thread as long as nobody else leads in its place; `workers` has the threads and decides
+that. At the end of a turn it runs handlers, and so it may lose the lead there, and nowhere else.
 """
 
 from __future__ import annotations
@@ -54,15 +57,20 @@ class Owned:
 
 
 class Reactor:
-    """A selector, timers and a queue of calls, run by a thread of its own. Methods are for that thread, but for those
+    """A selector, timers and a queue of calls, run by the thread that leads. Methods are for that thread, but for those
     that say otherwise."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        # Other threads append and then, unless a wake-up is under way already, write a byte. Appending before looking
-        # at _awake, and clearing it before taking from the queue, makes a lost wake-up impossible without a lock.
+        # Whoever calls appends and then, unless the reactor is awake or a wake-up is under way, writes a byte. Appending
+        # before looking at _awake, and clearing it before looking into the queues, makes a lost wake-up impossible without
+        # a lock. That goes for the reactor thread, too: the collector may have it run a __del__ right before it waits.
         self._calls: Deque[Tuple[Callable[..., Any], Tuple[Any, ...]]] = deque()
-        self._deferred: Deque[Callable[[], Any]] = deque()
+        #: What runs handlers, put there by any thread, which then calls `wake`.
+        self.ready: Deque[Any] = deque()
+        #: Runs what is `ready`, at the end of a turn; and whether it would, now.
+        self.run_ready: Callable[[], Any] = bool
+        self.may_run: Callable[[], bool] = bool
         self._awake = False
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -75,25 +83,41 @@ class Reactor:
         self.owned: Set[Owned] = set()
         #: Calls what waits, in threads other than the reactor's. Workers replace it.
         self.wait: Callable[[Callable[[], bool]], bool] = _call
-        self._ident: Optional[int] = None  # of the thread, while it runs: the system reuses them
-        self._thread = threading.Thread(target=self._run, name='nodeipc-reactor', daemon=True)
+        #: Has another thread lead, if there is one, because the reactor's own has to wait in a handler.
+        self.hand_over: Callable[[], bool] = bool
+        self._ident: Optional[int] = None  # of the thread that leads, while it does: the system reuses them
+        self._stopped = threading.Event()
 
-    def start(self) -> None:
-        """Start the thread; any thread. Raises RuntimeError if the system has no more threads to give."""
+    def lead(self) -> bool:
+        """Take turns until it is stopped (True), or somebody else leads."""
+        me = threading.get_ident()
+        if self._ident is None:
+            self._ident = me
         try:
-            self._thread.start()
+            while self._ident == me:
+                if self._stopping:
+                    self.close()
+                    return True
+                self._turn(None, nested=False)
         except BaseException:
-            if self._thread.ident is None:
-                self._close()
-            else:  # Ctrl-C while waiting for it to begin
-                self.call(self._stop)
+            if self._ident == me:
+                self.close()
             raise
+        return False
+
+    def led_by(self, ident: int) -> None:
+        """From now on the thread `ident` leads; the one that does is in a handler, and takes no more turns."""
+        self._ident = ident
 
     def stop(self) -> None:
-        """End the thread after the calls that are queued; any thread. Waits, unless it is the reactor's own."""
-        self.call(self._stop)
+        """End after the calls that are queued; any thread. Waits, unless it is the reactor's own."""
+        self.call(self.end)
         if not self.in_thread:
-            self._thread.join()
+            self._stopped.wait()
+
+    def end(self) -> None:
+        """Take no more turns."""
+        self._stopping = True
 
     @property
     def in_thread(self) -> bool:
@@ -103,11 +127,6 @@ class Reactor:
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have `function` called soon, in order with other calls; any thread, never blocks."""
         self._calls.append((function, arguments))
-        self.wake()
-
-    def defer(self, function: Callable[[], Any]) -> None:
-        """Have `function`, which may run handlers, called when the reactor is in no other handler; any thread."""
-        self._deferred.append(function)
         self.wake()
 
     def call_later(self, delay: float, callback: Callable[[], Any]) -> Timer:
@@ -132,9 +151,10 @@ class Reactor:
     ) -> bool:
         """As ``condition.wait_for``, in any thread; on the reactor's own, sockets are served while it waits.
 
-        That is what lets a handler block with ``workers = 0``. Other handlers do not run meanwhile.
+        By another thread; or, if there is none, by itself: that is what lets a handler block with ``workers = 0``. Other
+        handlers do not run meanwhile.
         """
-        if not self.in_thread:
+        if not self.in_thread or self.hand_over():
             if predicate():
                 return True
             limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
@@ -154,7 +174,7 @@ class Reactor:
         """Whether `take`, which waits for the seconds it is given, is true within `timeout`; any thread, as `wait_for`."""
         if take(0):
             return True
-        if not self.in_thread:
+        if not self.in_thread or self.hand_over():
             return self.wait(lambda: take(timeout))
         deadline = None if timeout is None else time.monotonic() + timeout
         while not take(0):
@@ -168,11 +188,11 @@ class Reactor:
         for owned in list(self.owned):
             owned.abandon()
         self.owned.clear()
-        self._close()
+        self.close()
 
     def wake(self) -> None:
         """Have it take a turn now; any thread."""
-        if not self._awake and not self.in_thread:
+        if not self._awake:
             try:
                 self._awake = True
                 self._wake_out.send(b'\0')
@@ -195,37 +215,30 @@ class Reactor:
             heapq.heapify(self._timers)
             self._cancelled = 0
 
-    def _stop(self) -> None:
-        self._stopping = True
-
-    def _run(self) -> None:
-        self._ident = threading.get_ident()
-        try:
-            while not self._stopping:
-                self._turn(None, nested=False)
-        finally:
-            self._close()
-
     def _turn(self, deadline: Optional[float], nested: bool) -> None:
-        """Wait once and call what is due. Nested in a handler's wait, nothing deferred is called."""
+        """Wait once and call what is due. Nested in a handler's wait, no other handler is run."""
+        self._awake = False
         timers = self._timers
-        if self._calls or (self._deferred and not nested):
+        if self._calls or (self.ready and not nested and self.may_run()):
             timeout: Optional[float] = 0
         else:
             if timers and (deadline is None or timers[0][0] < deadline):
                 deadline = timers[0][0]
             timeout = None if deadline is None else min(max(0, deadline - time.monotonic()), _MAX_SELECT_SECONDS)
-        for key, mask in self._selector.select(timeout):
-            self._guard(key.data, mask)
-        self._awake = False
+        selected = self._selector.select(timeout)
+        self._awake = True
+        for key, mask in selected:
+            try:
+                key.data(mask)
+            except Exception:
+                self._report_defect(key.data)
         if timers:
             self._run_timers()
         for _ in range(len(self._calls)):
             function, arguments = self._calls.popleft()
             self._guard(function, *arguments)
-        if not nested:
-            for _ in range(len(self._deferred)):
-                self._guard(self._deferred.popleft())
+        if self.ready and not nested:
+            self.run_ready()  # the last: somebody else may lead after it
 
     def _run_timers(self) -> None:
         now = time.monotonic()
@@ -242,14 +255,19 @@ class Reactor:
         try:
             function(*arguments)
         except Exception:
-            # A defect of ours; the other connections of this reactor must not pay for it.
-            logger.exception('nodeipc: %r failed on the reactor thread; please report this', function)
+            self._report_defect(function)
 
-    def _close(self) -> None:
+    def _report_defect(self, function: Callable[..., Any]) -> None:
+        """It is ours; the other connections of this reactor must not pay for it."""
+        logger.exception('nodeipc: %r failed on the reactor thread; please report this', function)
+
+    def close(self) -> None:
+        """Release the descriptors."""
         self._ident = None
         self._selector.close()
         self._wake_in.close()
         self._wake_out.close()
+        self._stopped.set()
 
 
 def _call(wait: Callable[[], bool]) -> bool:

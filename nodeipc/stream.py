@@ -113,6 +113,8 @@ class StreamSocket(Socket, Owner):
         logger.debug('%s: %r arrived and was dropped by close()', self, type)
 
     def _connection_heard(self, connection: Connection, events: List[Event], size: int) -> List[Event]:
+        if self._waiting is None and self._server._waiters_here.is_idle:
+            return events
         return self._heard(events, size, connection)
 
     def _is_awaited(self) -> bool:

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional
 
 from . import rpc
@@ -20,6 +21,7 @@ from .connection import STARVED, Connection, Owner, log_level
 from .connector import Connector
 from .deadline import Deadline
 from .errors import ConfigError, NotConnectedError, retold
+from .events import ANY
 from .reactor import Timer
 from .role import Carrier, assured_needs_tls, count
 from .socketroot import check_assured_path
@@ -58,6 +60,7 @@ class StreamClient(Client, Owner):
         self._connector: Optional[Connector] = None
         self._retry_timer: Optional[Timer] = None
         self._failures = self._past_failures = 0  # in a row; and before the connection
+        self._wants_all = self._config.sync or self._config.log_payloads  # also those that have no handler
 
     @property
     def connected(self) -> bool:
@@ -179,7 +182,15 @@ class StreamClient(Client, Owner):
         self, frame: bytes, timeout: Optional[float], messages: int, stand: Optional[Callable[[], Any]] = None
     ) -> None:
         connection = self._connection
-        deadline = Deadline(timeout)
+        if connection is not None and timeout is self._emit_timeout:  # which nobody needs to check
+            began = time.monotonic()
+            if connection.send(frame, timeout, messages, stand):
+                return
+            self._detach(connection)
+            connection = None
+            deadline = Deadline(None if timeout is None else timeout - (time.monotonic() - began))
+        else:
+            deadline = Deadline(timeout)
         while True:
             if connection is not None:
                 if connection.send(frame, deadline.remaining, messages, stand):
@@ -247,7 +258,15 @@ class StreamClient(Client, Owner):
         self._retry_or_destroy()
 
     def _connection_heard(self, connection: Connection, events: List[Event], size: int) -> List[Event]:
-        return events if self._closing else self._waiters_here.feed(self, events, size, connection)
+        waiters = self._waiters_here
+        if self._closing or waiters.is_idle:
+            return events
+        events = waiters.feed(self, events, size, connection)
+        # An answer that no handler wants need not wake a thread. If the strand has something to do, that may be to add one.
+        if self._strand.is_idle and not self._wants_all and ANY not in self._handlers:
+            handlers = self._handlers
+            return [event for event in events if event[0] in handlers]
+        return events
 
     def _is_awaited(self) -> bool:
         return self._waiters_here.is_awaited

@@ -254,13 +254,16 @@ class TLSStream:
             self._to_come = position - size
 
     def _decrypt(self) -> List[bytes]:
-        parts = []
+        parts: List[bytes] = []
+        tls, incoming = self._tls, self._incoming
         try:
             while True:
-                part = self._tls.read(_RECORD_BYTES)
+                part = tls.read(_RECORD_BYTES)
                 if not part:
                     break
                 parts.append(part)
+                if not (incoming.pending or self._cut or tls.pending()):
+                    return parts  # to be told so by an error costs 6 µs
             ended = True
         except ssl.SSLWantReadError:
             ended = False

@@ -82,6 +82,11 @@ class Waiters:
         """Whether somebody waits for one event, and needs the connection to be read for that."""
         return bool(self._arrived or self.requests or self.waits or self.calls)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody wants events but handlers."""
+        return not (self._queues or self._arrived or self.requests or self.waits or self.calls) and self._kept is None
+
     def new_call(self) -> Waiter:
         """Return the waiter of a call with an id of its own."""
         return Waiter(self.calls, next(_call_ids))
@@ -210,9 +215,14 @@ class Waiters:
 
     def _keep(self, socket: Any, events: List[Event], size: int) -> List[Event]:
         asked = self._asked
-        orphans = [event for event in events if event[0] not in asked]
-        if self._kept is None or not orphans:
+        for event in events:
+            if event[0] not in asked:
+                break
+        else:
             return events
+        if self._kept is None:
+            return events
+        orphans = [event for event in events if event[0] not in asked]
         self._kept_size += size * len(orphans) // len(events) + _OVERHEAD_BYTES * len(orphans)
         if self._kept_size > HIGH_WATER_BYTES:
             self._kept = None  # nobody seems to want it
