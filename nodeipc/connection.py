@@ -196,7 +196,7 @@ class Connection(Owned):
         that those who wait for answers stand in the order in which their requests leave.
         """
         with self._lock:
-            if self._pending > self._max_pending and self._open and not self._wait_to_send(timeout):
+            if self._pending > self._max_pending and self._open and not self._wait_for_room(timeout):
                 raise EmitTimeout(
                     f'{self.name} takes no more: {self._pending} bytes are waiting to be written and no room came within '
                     f'{timeout} s; emit less, wait longer, or raise config.max_pending_bytes'
@@ -251,6 +251,8 @@ class Connection(Owned):
     def flush(self, timeout: Optional[float]) -> None:
         """Wait until everything accepted is written. Raises EmitTimeout, or NotConnectedError if it will not be."""
         with self._lock:
+            if self._corked:
+                self._write_joined()
             if not self._wait(self._is_flushed, timeout):
                 why = f'{self._pending} bytes for {self.name} were not written within {timeout} s; does it read?'
                 raise EmitTimeout(f'{why} Wait longer, or emit less')
@@ -374,7 +376,9 @@ class Connection(Owned):
     def _has_room(self) -> bool:
         return self._pending <= self._max_pending or not self._open
 
-    def _wait_to_send(self, timeout: Optional[float]) -> bool:
+    def _wait_for_room(self, timeout: Optional[float]) -> bool:
+        if self._corked:
+            self._write_joined()
         if not self._cuts_stalled:
             return self._wait(self._has_room, timeout)
         deadline = Deadline(timeout)
@@ -459,8 +463,8 @@ class Connection(Owned):
         if failure is not None:
             self._broken(failure)
             return
-        if self._outbox:
-            self._reactor.call(self._update)
+        if self._outbox or not self._open:
+            self._reactor.call(self._joined_is_written)
         if self._room is not None and self._pending <= self._max_pending:
             self._room.notify_all()
 
@@ -549,6 +553,14 @@ class Connection(Owned):
                 self._half_close()
         elif self._tls is not None:
             self._update()
+
+    def _joined_is_written(self) -> None:
+        """By whatever thread: the reactor writes what is left; if nothing is, a goodbye may have waited for that."""
+        if self._pending or not self._discard:
+            self._update()
+        elif not (self._half_closed or self.closed):
+            self._update()
+            self._half_close()
 
     def _send_failed(self) -> None:
         """Nothing more can be written: close, unless there is something left to read."""

@@ -50,12 +50,16 @@ class Backlog:
     def take(self, handle: Callable[[str, Any], Any], events: List[Event], size: int) -> None:
         """Have `handle` called with each of the events that came in a datagram of `size` bytes."""
         self._taken += size + _OVERHEAD_BYTES
-        for type, data in events:
+        for type, data in events[:-1]:
             self._strand.post(handle, type, data)
-        self._strand.post(self._done, size + _OVERHEAD_BYTES)
+        self._strand.post(self._handle_last, handle, events[-1:], size)
 
-    def _done(self, size: int) -> None:
-        self._handled += size
+    def _handle_last(self, handle: Callable[[str, Any], Any], events: List[Event], size: int) -> None:
+        try:
+            for type, data in events:  # one, or none for handlers
+                handle(type, data)
+        finally:
+            self._handled += size + _OVERHEAD_BYTES
 
 
 class DatagramPeer(Socket):

@@ -57,7 +57,7 @@ class Codec:
 class _Fast(Codec):
     """JSON and a delimiter, node-ipc's format."""
 
-    __slots__ = ('_decode', '_delimiter', '_max_message_size')
+    __slots__ = ('_datagrams', '_decode', '_delimiter', '_max_message_size')
 
     def __init__(
         self,
@@ -70,9 +70,21 @@ class _Fast(Codec):
         self._max_message_size = config.max_message_size or max_message_size
         self._decode = decode
         self.encode = encoder(self._delimiter, self._max_message_size, check).encode
+        self._datagrams = self.decoder()  # decodes one after the other, as long as none is refused
 
     def decoder(self) -> Decoder:
         return Decoder(self._delimiter, self._max_message_size, self._decode)
+
+    def decode_datagram(self, datagram: bytes) -> List[Event]:
+        decoder = self._datagrams
+        try:
+            events = list(decoder.feed(datagram))
+            if decoder.is_inside_frame:
+                events.extend(decoder.feed(b''))  # raises
+        except BaseException:
+            self._datagrams = self.decoder()
+            raise
+        return events
 
 
 class _Guarded(_Fast):

@@ -45,7 +45,7 @@ _SLOW_SECONDS = 0.00025
 
 # Of the leader's time, slow handlers may have this share; when they have had that much more, strands are handed on.
 _SLOW_SHARE = 0.1
-_SLOW_CREDIT_SECONDS = 0.05
+_SLOW_CREDIT = 0.05 / _SLOW_SHARE
 
 # What a thread may be given to do in place of a strand.
 _LEAD, _WATCH, _END = 'lead', 'watch', 'end'
@@ -72,7 +72,8 @@ class Workers:
         reactor.may_run = self._may_run
         reactor.hand_over = self._hand_over
         # Guards all below. Innermost: while it is held, threads are started and woken, and nothing else is called.
-        self._lock = threading.Lock()
+        # Re-entrant, for a __del__ that interrupts the leader while it has the lock may have to wait, and look for another.
+        self._lock = threading.RLock()
         self._limit = limit
         self._waiting_handlers = 0  # in whose places others may work
         self._threads: List[threading.Thread] = []
@@ -92,6 +93,11 @@ class Workers:
     def inside(self) -> bool:
         """Whether the caller is running in one of these threads, that is, in a handler."""
         return getattr(_here, 'workers', None) is self
+
+    @property
+    def leads(self) -> bool:
+        """Whether the caller is the thread that leads."""
+        return self._reactor.in_thread
 
     def start(self) -> None:
         """Start the first thread, which leads. Raises RuntimeError if the system has no more threads to give."""
@@ -139,10 +145,11 @@ class Workers:
         """Have each strand that is ready run once, as far as there may be so many."""
         ready = self.ready
         now = time.monotonic()
+        end = now + _TURN_SECONDS  # the sockets' turn, and the calls'
         for _ in range(len(ready)):
-            if not self._may_run():
+            if now >= end or not self._may_run():
                 return
-            if self._slow_until - now > _SLOW_CREDIT_SECONDS / _SLOW_SHARE and self._hand_out():
+            if self._slow_until - now > _SLOW_CREDIT and self._hand_out():
                 return
             try:
                 strand = ready.popleft()
@@ -288,6 +295,8 @@ class Workers:
                 except IndexError:  # the leader was faster
                     pass
             self._busy -= 1
+            if self.ready:  # since: the leader may have looked before there was room
+                self._reactor.wake()
             if self._closed or self._has_too_many:
                 return _END
             self._idle.append(seat)
@@ -328,7 +337,7 @@ class _Seat:
 
     __slots__ = ('_given', '_lock', '_task', 'thread')
 
-    def __init__(self, work: Callable[[_Seat, Any], Any], task: Any, name: str, lock: threading.Lock) -> None:
+    def __init__(self, work: Callable[[_Seat, Any], Any], task: Any, name: str, lock: threading.RLock) -> None:
         self._lock = lock  # of Workers: guards _task
         self.thread = threading.Thread(target=work, args=(self, task), name=name, daemon=True)
         self._task: Any = None
@@ -430,9 +439,7 @@ class Strand:
         """
         items = self._items
         ready = self._workers.ready
-        outlet = self.outlet if joins and len(items) > 1 else None
-        if outlet is not None:
-            outlet.cork()
+        outlet = self._cork() if joins and len(items) > 1 else None
         done = 0
         end = began + _TURN_SECONDS
         while True:
@@ -462,9 +469,19 @@ class Strand:
             done += 1
             if outlet is not None and not done % _JOINED_ITEMS:
                 outlet.uncork()
-                outlet.cork()
+                outlet = self._cork()
             if (by_leader or ready) and (done >= _TURN_ITEMS or time.monotonic() >= end):
                 if outlet is not None:
                     outlet.uncork()
                 ready.append(self)  # whoever calls this looks there next
                 return done
+
+    def _cork(self) -> Optional[Outlet]:
+        """Return the outlet, corked; None if there is none, or nobody to uncork it when a handler is stuck."""
+        outlet = self.outlet
+        if outlet is not None:
+            outlet.cork()
+            if not self._workers.leads:  # now: whoever leads from here on uncorks it
+                outlet.uncork()
+                return None
+        return outlet

@@ -150,7 +150,8 @@ def confuse_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def accept_half_a_datagram(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parsers.Codec, 'decode_datagram', lambda self, datagram: list(self.decoder().feed(datagram)))
+    for codec in (parsers.Codec, parsers._Fast):
+        monkeypatch.setattr(codec, 'decode_datagram', lambda self, datagram: list(self.decoder().feed(datagram)))
 
 
 def encode_nan(monkeypatch: pytest.MonkeyPatch) -> None:
