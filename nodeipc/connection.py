@@ -99,10 +99,10 @@ class Connection(Owned):
     """A connected stream socket. `name` is what error messages call the other end, `tls` what it is encrypted with."""
 
     __slots__ = (
-        '_behind', '_clock', '_closing', '_corked', '_cuts_stalled', '_decoder', '_discard', '_ended', '_half_closed',
-        '_holders', '_lock', '_lost', '_max_pending', '_open', '_outbox', '_owner', '_peeked', '_pending', '_reactor',
-        '_read_behind', '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_stalled_at', '_strand',
-        '_timer', '_tls', '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'failure',
+        '_behind', '_clock', '_closing', '_corked', '_cuts_stalled', '_decoder', '_discard', '_ended', '_flushing',
+        '_half_closed', '_holders', '_lock', '_lost', '_max_pending', '_open', '_outbox', '_owner', '_peeked', '_pending',
+        '_reactor', '_read_behind', '_reading', '_recv', '_room', '_send', '_send_error', '_sock', '_stall', '_stalled_at',
+        '_strand', '_timer', '_tls', '_undelivered', '_watched', '_writing', 'bytes_in', 'bytes_out', 'closed', 'failure',
         'messages_in', 'messages_out', 'name',
     )
 
@@ -140,6 +140,7 @@ class Connection(Owned):
         self._lock = threading.RLock()
         self._writing = False
         self._corked = 0  # the thread whose frames are joined
+        self._flushing = False  # _outbox is being written
         self._open = True
         self._outbox: Deque[Block] = deque()
         self._pending = 0
@@ -246,7 +247,11 @@ class Connection(Owned):
         """Write what was queued, and queue no more than has to be."""
         with self._lock:
             self._corked = 0
-            self._write_joined()
+            try:
+                self._write_joined()
+            except Exception as error:  # MemoryError: nobody knows how much has left
+                self._open = False
+                self._reactor.call(self.abort, error)
 
     def flush(self, timeout: Optional[float]) -> None:
         """Wait until everything accepted is written. Raises EmitTimeout, or NotConnectedError if it will not be."""
@@ -448,7 +453,7 @@ class Connection(Owned):
     def _queue(self, frame: bytes) -> None:
         outbox = self._outbox
         tail = outbox[-1] if outbox else None
-        if isinstance(tail, bytearray) and len(tail) < _BLOCK_BYTES:
+        if isinstance(tail, bytearray) and len(tail) < _BLOCK_BYTES and not self._flushing:
             tail += frame
         else:
             outbox.append(bytearray(frame) if len(frame) < _BLOCK_BYTES else frame)
@@ -471,6 +476,9 @@ class Connection(Owned):
     def _write_outbox(self) -> Optional[OSError]:
         """Write what is queued, as far as it goes in one turn; return what went wrong."""
         budget, outbox = _FLUSH_BYTES, self._outbox
+        if self._flushing:
+            return None  # a __del__ has interrupted it
+        self._flushing = True
         try:
             if self._tls is not None:
                 self._tls.flush()
@@ -490,6 +498,8 @@ class Connection(Owned):
             pass
         except OSError as error:
             return error
+        finally:
+            self._flushing = False
         return None
 
     def _broken(self, error: OSError) -> None:

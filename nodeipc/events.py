@@ -183,20 +183,26 @@ class Emitter:
         try:
             registration.function(*arguments[:registration.max_arguments])
         except BaseException as error:  # SystemExit too: a handler does not end the thread it is lent
-            if event == ANY:
-                event, arguments = arguments[0], arguments[1:]
-            expected = self._is_expected(error, arguments)
-            logger.log(
-                logging.INFO if expected else logging.ERROR,
-                '%s: the handler %r of event %r raised%s',
-                self,
-                registration.function,
-                event,
-                f': {error}' if expected else '',
-                exc_info=None if expected else error,
-            )
-            if event != 'error':  # or a failing error handler would go round for ever
-                self._report_handler_error(error, arguments)
+            self._handler_failed(event, registration, arguments, error)
+
+    def _handler_failed(
+        self, event: str, registration: Registration, arguments: Tuple[Any, ...], error: BaseException
+    ) -> None:
+        """A handler that was called with `arguments` has raised."""
+        if event == ANY:
+            event, arguments = arguments[0], arguments[1:]
+        expected = self._is_expected(error, arguments)
+        logger.log(
+            logging.INFO if expected else logging.ERROR,
+            '%s: the handler %r of event %r raised%s',
+            self,
+            registration.function,
+            event,
+            f': {error}' if expected else '',
+            exc_info=None if expected else error,
+        )
+        if event != 'error':  # or a failing error handler would go round for ever
+            self._report_handler_error(error, arguments)
 
     def _is_expected(self, error: BaseException, arguments: Tuple[Any, ...]) -> bool:
         """Whether an error of a handler that was called with `arguments` is worth a line of the log, and no traceback."""

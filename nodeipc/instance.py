@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import weakref
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from .address import (
     UDP_TYPES,
@@ -25,8 +25,6 @@ from .address import (
 )
 from .client import Client
 from .config import Config
-from .datagram import DatagramServer
-from .datagramclient import DatagramClient
 from .deadline import NEVER, Deadline
 from .engine import Endpoint, Engine
 from .errors import NotConnectedError
@@ -34,9 +32,7 @@ from .events import Handler, call_back
 from .log import render
 from .reentry import calls_out
 from .server import Server
-from .stream import StreamServer
 from .streamclient import StreamClient
-from .sync import SyncClient
 
 # How long the interpreter's exit waits for handlers that are still running.
 _EXIT_SECONDS = 5.0
@@ -269,8 +265,7 @@ class IPC:
             address.check()
         elif isinstance(address, TCPAddress) and self.config.tls is not None:
             address = TLSAddress(*address)  # of a socket that was given
-        kind = DatagramServer if isinstance(address, UDPAddress) else StreamServer
-        server = kind(address, self.config, self._attach, self._detach, self.log, callback, sock)
+        server = _server_class(address)(address, self.config, self._attach, self._detach, self.log, callback, sock)
         self.server = server
         return server
 
@@ -329,12 +324,10 @@ class IPC:
 
     def _client(self, id: str, address: Address) -> Tuple[Client, Optional[Client]]:
         """Return a client, and it again if it is one that was there before."""
+        kind = _client_class(address, self.config.sync)  # not under the lock, for it may import
         with self._lock:
             old = self._clients.get(id)
             if old is None or not old._usable:
-                kind: Type[Client] = SyncClient if self.config.sync else StreamClient
-                if isinstance(address, UDPAddress):
-                    kind = DatagramClient
                 client = kind(id, address, self.config, self._running(), self.log, self._removed)
                 client._engine.endpoints[client] = None
                 self._clients[id] = client
@@ -358,6 +351,31 @@ class IPC:
         if not 0 <= port <= 65535:
             raise ValueError(f'a port is a number from 0 to 65535, not {port!r}')
         return (TCPAddress if config.tls is None else TLSAddress)(host or config.network_host, port)
+
+
+# Programs that make none of these need not wait for their import. It is here, and not on a reactor thread.
+
+
+def _server_class(address: Address) -> Callable[..., Server]:
+    if isinstance(address, UDPAddress):
+        from .datagram import DatagramServer
+
+        return DatagramServer
+    from .stream import StreamServer
+
+    return StreamServer
+
+
+def _client_class(address: Address, sync: bool) -> Callable[..., Client]:
+    if isinstance(address, UDPAddress):
+        from .datagramclient import DatagramClient
+
+        return DatagramClient
+    if sync:
+        from .sync import SyncClient
+
+        return SyncClient
+    return StreamClient
 
 
 def _given(sock: Any, *others: Any) -> Address:

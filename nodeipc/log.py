@@ -27,7 +27,7 @@ def to_stdout(line: str) -> None:
     output.flush()
 
 
-_ANSI = re.compile(r'\x1b\[[0-9;]*m')
+_ANSI = r'\x1b\[[0-9;]*m'
 
 
 def render(values: Iterable[Any], depth: Optional[int] = None, color: Optional[bool] = None) -> str:
@@ -38,7 +38,7 @@ def render(values: Iterable[Any], depth: Optional[int] = None, color: Optional[b
     if color is None:
         color = supports_color()
     line = ' '.join(_show(value, depth, color) for value in values)
-    return line if color else _ANSI.sub('', line)
+    return line if color else re.sub(_ANSI, '', line)
 
 
 def _show(value: Any, depth: Optional[int], color: bool) -> str:

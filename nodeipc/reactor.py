@@ -160,15 +160,18 @@ class Reactor:
             limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
             return self.wait(lambda: bool(condition.wait_for(predicate, limit)))
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not predicate():
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            condition.release()
-            try:
-                self._turn(deadline, nested=True)
-            finally:
-                condition.acquire()
-        return True
+        try:
+            while not predicate():
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+                condition.release()
+                try:
+                    self._turn(deadline, nested=True)
+                finally:
+                    condition.acquire()
+            return True
+        finally:
+            self._look_again()
 
     def wait_until(self, take: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
         """Whether `take`, which waits for the seconds it is given, is true within `timeout`; any thread, as `wait_for`."""
@@ -177,11 +180,14 @@ class Reactor:
         if not self.in_thread or self.hand_over():
             return self.wait(lambda: take(timeout))
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not take(0):
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            self._turn(deadline, nested=True)
-        return True
+        try:
+            while not take(0):
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+                self._turn(deadline, nested=True)
+            return True
+        finally:
+            self._look_again()
 
     def abandon(self) -> None:
         """In a child made by fork: close every descriptor, and unregister nothing: epoll's set is the parent's too."""
@@ -200,7 +206,16 @@ class Reactor:
                 pass  # full of wake-ups, or stopped and nobody is left to wake
             except BaseException:  # a signal handler raised before the byte was sent, perhaps
                 self._awake = False
+                try:
+                    self._wake_out.send(b'\0')  # for others, who have seen _awake meanwhile
+                except OSError:
+                    pass
                 raise
+
+    def _look_again(self) -> None:
+        """Whatever turn was interrupted, have it look at everything before it waits, or not wait."""
+        self._awake = False
+        self.wake()
 
     def _drain_wakeups(self, mask: int) -> None:
         try:
@@ -238,7 +253,7 @@ class Reactor:
             function, arguments = self._calls.popleft()
             self._guard(function, *arguments)
         if self.ready and not nested:
-            self.run_ready()  # the last: somebody else may lead after it
+            self._guard(self.run_ready)  # the last: somebody else may lead after it
 
     def _run_timers(self) -> None:
         now = time.monotonic()

@@ -20,7 +20,8 @@ _FORMS = (
     "'tls://HOST:PORT' or 'udp://HOST:PORT'"
 )
 
-_NET = re.compile(r'(tcp|tls|udp)://(\[[^\[\]/]*\]|[^\[\]/:@?#]*)(?::([0-9]*))?', re.ASCII)
+# Compiled at its first use: at import it takes longer than most modules.
+_NET = r'(tcp|tls|udp)://(\[[^\[\]/]*\]|[^\[\]/:@?#]*)(?::([0-9]*))?'
 
 
 class _Place(NamedTuple):
@@ -145,7 +146,7 @@ def _parse(address: Address) -> _Place:
         if path in ('', '@'):
             raise ConfigError(f'{_FORMS}; {address!r} has no path')
         return _Place('unix', '\0' + path[1:] if path.startswith('@') else path)
-    match = _NET.fullmatch(address)
+    match = re.fullmatch(_NET, address)
     if match:
         kind, host, digits = match.groups()
         port = int(digits) if digits else None

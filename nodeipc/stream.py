@@ -113,7 +113,7 @@ class StreamSocket(Socket, Owner):
         logger.debug('%s: %r arrived and was dropped by close()', self, type)
 
     def _connection_heard(self, connection: Connection, events: List[Event], size: int) -> List[Event]:
-        if self._waiting is None and self._server._waiters_here.is_idle:
+        if self._waiting is None and self._server._waiters_here.want_nothing_of(events):
             return events
         return self._heard(events, size, connection)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
 import socket
 import threading
 import time
@@ -259,7 +258,7 @@ class StreamClient(Client, Owner):
 
     def _connection_heard(self, connection: Connection, events: List[Event], size: int) -> List[Event]:
         waiters = self._waiters_here
-        if self._closing or waiters.is_idle:
+        if self._closing or waiters.want_nothing_of(events):
             return events
         events = waiters.feed(self, events, size, connection)
         # An answer that no handler wants need not wake a thread. If the strand has something to do, that may be to add one.
@@ -318,7 +317,8 @@ class StreamClient(Client, Owner):
         delay = config.retry
         if config.retry_max is not None:
             # Half of it is left to chance: those who lost the same server at once do not return at once.
-            delay = min(config.retry_max, config.retry * 2.0 ** min(self._failures, 60)) * random.uniform(0.5, 1)
+            chance = int.from_bytes(os.urandom(4), 'big') / 2 ** 32  # `random` takes long to import
+            delay = min(config.retry_max, config.retry * 2.0 ** min(self._failures, 60)) * (1 + chance) / 2
         self._failures += 1
         self._retry_timer = self._reactor.call_later(delay / 1000, self._attempt)
 

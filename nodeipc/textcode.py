@@ -16,7 +16,7 @@ Encode = Callable[[str], bytes]
 # Node's names that Python does not know, or knows as something else. Compared without case, '-' and '_'.
 _NODE_CODECS = {'utf8': 'utf-8', 'ucs2': 'utf-16-le', 'utf16le': 'utf-16-le', 'binary': 'latin-1'}
 
-_BASE64 = re.compile('([A-Za-z0-9+/]*)=*')
+_BASE64 = '([A-Za-z0-9+/]*)=*'
 _URL_SAFE = str.maketrans('-_', '+/')
 
 
@@ -46,7 +46,7 @@ def text_encoder(name: str) -> Optional[Encode]:
 
 def _from_base64(text: str) -> bytes:
     """Both alphabets, with padding or without, and white space anywhere, as Node takes them."""
-    digits = _BASE64.fullmatch(''.join(text.split()).translate(_URL_SAFE))
+    digits = re.fullmatch(_BASE64, ''.join(text.split()).translate(_URL_SAFE))
     if digits is None:  # binascii would skip what is no digit
         raise ValueError('not base64: it has other characters than A-Z, a-z, 0-9, + and / (or - and _)')
     try:

@@ -7,7 +7,7 @@ waiting for those of earlier ones. So a handler may ask, too, and a slow one del
 from __future__ import annotations
 
 import itertools
-import random
+import os
 import threading
 from collections import deque
 from typing import Any, Callable, Collection, Deque, Dict, Iterable, List, Optional, Set, Tuple
@@ -24,7 +24,7 @@ _OVERHEAD_BYTES = 512
 
 # Of all calls of this process, from some number on: a late answer that comes by the next connection is not taken for that
 # of another call, also if the process that asked has been restarted.
-_call_ids = itertools.count(random.getrandbits(40))
+_call_ids = itertools.count(int.from_bytes(os.urandom(5), 'big'))
 
 
 class Waiter:
@@ -82,10 +82,15 @@ class Waiters:
         """Whether somebody waits for one event, and needs the connection to be read for that."""
         return bool(self._arrived or self.requests or self.waits or self.calls)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nobody wants events but handlers."""
-        return not (self._queues or self._arrived or self.requests or self.waits or self.calls) and self._kept is None
+    def want_nothing_of(self, events: List[Event]) -> bool:
+        """Whether nobody but handlers wants `events`, which then need not be fed; reactor thread."""
+        if self._kept is not None:
+            asked = self._asked
+            for event in events:
+                if event[0] not in asked:
+                    return False
+        # After that: who asks is seen here before the type is one that was asked for.
+        return not (self._queues or self._arrived or self.requests or self.waits or self.calls)
 
     def new_call(self) -> Waiter:
         """Return the waiter of a call with an id of its own."""
@@ -100,11 +105,12 @@ class Waiters:
         """Return one who waits for the next event of `type`, or has got what was kept."""
         waiter = Waiter(self.waits, type)
         with self._lock:
+            if not self._kept_of((type,)):
+                self.stand(waiter)
             kept = self._claim((type,), finally_asked=True)
             if kept:
                 waiter.tell(kept[0][2])
             else:
-                self.stand(waiter)
                 self.settle()
         return waiter
 
@@ -149,9 +155,10 @@ class Waiters:
     def add(self, queue: EventQueue[Any]) -> None:
         """Have `queue` collect what it wants; of what was kept, too."""
         with self._lock:
-            for socket, type, data in self._claim(queue.types, finally_asked=True):
-                queue.put(socket, [(type, data)], _OVERHEAD_BYTES, None)
             self._queues = (*(other for other in self._queues if not other.is_done), queue)
+            for socket, type, data in self._kept_of(queue.types):
+                queue.put(socket, [(type, data)], _OVERHEAD_BYTES, None)
+            self._claim(queue.types, finally_asked=True)  # last: until then what comes waits for the lock
 
     def remove(self, queue: EventQueue[Any]) -> None:
         """Have `queue` collect no more."""
@@ -181,15 +188,17 @@ class Waiters:
 
     def _claim(self, types: Optional[Collection[str]], finally_asked: bool) -> List[Tuple[Any, str, Any]]:
         """Take out what was kept of `types`, of all for None; nothing more of them is kept if they are finally asked for."""
-        kept = self._kept
-        if kept is None:
-            return []
-        if finally_asked:
-            self._asked.update(types or ())
-        self._kept = None if finally_asked and types is None else [
-            event for event in kept if types is not None and event[1] not in types
-        ]
-        return [event for event in kept if types is None or event[1] in types]
+        claimed = self._kept_of(types)
+        if self._kept is not None:
+            if finally_asked:
+                self._asked.update(types or ())
+            self._kept = None if finally_asked and types is None else [
+                event for event in self._kept if types is not None and event[1] not in types
+            ]
+        return claimed
+
+    def _kept_of(self, types: Optional[Collection[str]]) -> List[Tuple[Any, str, Any]]:
+        return [event for event in self._kept or () if types is None or event[1] in types]
 
     # Reactor thread
 
@@ -215,14 +224,9 @@ class Waiters:
 
     def _keep(self, socket: Any, events: List[Event], size: int) -> List[Event]:
         asked = self._asked
-        for event in events:
-            if event[0] not in asked:
-                break
-        else:
-            return events
-        if self._kept is None:
-            return events
         orphans = [event for event in events if event[0] not in asked]
+        if self._kept is None or not orphans:
+            return events
         self._kept_size += size * len(orphans) // len(events) + _OVERHEAD_BYTES * len(orphans)
         if self._kept_size > HIGH_WATER_BYTES:
             self._kept = None  # nobody seems to want it

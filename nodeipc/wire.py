@@ -52,7 +52,7 @@ _MAX_INT_DIGITS = 4300
 # Of JSON: between its tokens a text may contain it.
 _WHITE_SPACE = ' \t\n\r'
 
-_LONE_SURROGATE = re.compile('[\ud800-\udfff]')
+_LONE_SURROGATE = '[\ud800-\udfff]'
 
 
 def _refuse_constant(name: str) -> Any:
@@ -82,7 +82,7 @@ def _to_utf8(text: str) -> bytes:
     except UnicodeEncodeError:
         # A lone surrogate is no Unicode text, but JavaScript strings hold them; JSON.stringify escapes them, and so
         # do we. In JSON text one can stand only inside a string, and never right behind an escaping backslash.
-        return _LONE_SURROGATE.sub(lambda match: f'\\u{ord(match.group()):04x}', text).encode()
+        return re.sub(_LONE_SURROGATE, lambda match: f'\\u{ord(match.group()):04x}', text).encode()
 
 
 class EventDecoder(Protocol):
@@ -294,22 +294,26 @@ class Decoder:
         Raises ProtocolError at the first malformed frame, after the events before it, and at an end inside a frame; the
         stream cannot be continued then. What is returned must be iterated to its end.
         """
-        if self._character and not self._partial and 0 < len(chunk) <= self.max_message_size:
+        if self._character and chunk and not self._partial:
             events = self._scan(chunk)
             if events is not None:
                 return events
         return self._split(chunk)
 
     def _scan(self, chunk: bytes) -> Optional[List[Event]]:
-        """Return the events of `chunk`, if it is whole frames; None if there is anything else to it, or wrong with it.
+        """Return the events of `chunk`, which begins with a frame; or None, if it has no end, or something is wrong.
 
         So the text is made once, and no frame is copied: 0.7 µs for 1.1 if there is one, 0.45 each for 0.65 if many.
         """
+        end = chunk.rfind(self._delimiter) + 1
+        rest = chunk[end:]
+        if not end or max(end, len(rest)) > self.max_message_size or rest.startswith(_TLS_RECORDS):
+            return None
         character = self._character
         events: List[Event] = []
         position = 0
         try:
-            text = str(chunk, 'utf-8')
+            text = str(chunk[:end], 'utf-8')
             length = len(text)
             while position < length:
                 value, position = _scan_once(text, position)
@@ -322,6 +326,7 @@ class Decoder:
                 events.append((type, value.get('data', {})))  # a new dict: it becomes the handler's
         except (LookupError, TypeError, ValueError, RecursionError, StopIteration):
             return None  # _split() knows why
+        self._partial += rest
         return events
 
     def _split(self, chunk: bytes) -> Iterator[Event]:
@@ -341,6 +346,9 @@ class Decoder:
             del partial[end:]
             self._partial = bytearray()
             yield self._decode(partial)
+            if chunk:
+                yield from self.feed(chunk)
+            return
         frames = chunk.split(self._delimiter)
         rest = frames.pop()
         for frame in frames:

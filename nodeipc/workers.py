@@ -20,9 +20,10 @@ from .deadline import Deadline
 from .log import logger
 from .reactor import Reactor
 
-# A strand with more to do lets the others run after this many items or this long, whichever is first.
-_TURN_ITEMS = 100
+# A strand with more to do lets the others run after this many items or this long, whichever is first, and looks that often.
+_TURN_ITEMS = 128
 _TURN_SECONDS = 0.01
+_LOOK_ITEMS = 4
 
 # So many answers leave together at most: the other end handles some while the next are made. Of 64 in flight each
 # took 2.9 µs with 16 or 32, 4.7 with 8, 5.2 when all left together.
@@ -46,6 +47,9 @@ _SLOW_SECONDS = 0.00025
 # Of the leader's time, slow handlers may have this share; when they have had that much more, strands are handed on.
 _SLOW_SHARE = 0.1
 _SLOW_CREDIT = 0.05 / _SLOW_SHARE
+
+# That a thread which has nothing to do is given to end, whatever the deadline.
+_END_SECONDS = 5.0
 
 # What a thread may be given to do in place of a strand.
 _LEAD, _WATCH, _END = 'lead', 'watch', 'end'
@@ -71,7 +75,7 @@ class Workers:
         reactor.run_ready = self._run_ready if limit else self._run_all
         reactor.may_run = self._may_run
         reactor.hand_over = self._hand_over
-        # Guards all below. Innermost: while it is held, threads are started and woken, and nothing else is called.
+        # Guards all below. Innermost: while it is held, threads are woken, and nothing else is called.
         # Re-entrant, for a __del__ that interrupts the leader while it has the lock may have to wait, and look for another.
         self._lock = threading.RLock()
         self._limit = limit
@@ -120,20 +124,25 @@ class Workers:
 
     def close(self, deadline: Deadline) -> None:
         """Stop the reactor, let the threads end when nothing is left to run, and wait for them until the deadline."""
+        self._reactor.stop()  # first, for the leader may be stuck, and be watched
         with self._lock:
             self._closed = True
             for seat in self._idle:
-                seat.give(_END)
+                if self.ready:
+                    self._busy += 1
+                    seat.give(self.ready.popleft())
+                else:
+                    seat.give(_END)
             self._idle.clear()
-        self._reactor.stop()
         for thread in self._threads:
-            thread.join(deadline.remaining)
+            remaining = deadline.remaining
+            thread.join(remaining if remaining is None or self._busy else max(remaining, _END_SECONDS))
 
     # The leader, at the end of its turn
 
     def _may_run(self) -> bool:
         """Whether a strand that is ready need not wait for those that run."""
-        return (self._busy < self._limit and not self._closed) or not self._own_limit
+        return self._busy < self._limit or not self._own_limit
 
     def _run_all(self) -> None:
         """Run each strand that is ready once, without other threads."""
@@ -157,9 +166,16 @@ class Workers:
                 return
             self._running = strand
             self._runs += 1
-            if self._watcher is None:  # now: whoever stops watching looks at _runs after that
-                self._have_watched()
-            items = strand.run(True, now, self._watcher is not None)
+            items = 1
+            try:
+                if self._watcher is None:  # now: whoever stops watching looks at _runs after that
+                    self._have_watched()
+                _here.may_hand_over = True
+                items = strand.run(True, now, self._watcher is not None)
+            except Exception:
+                _report_defect(strand)
+            finally:
+                _here.may_hand_over = False
             with self._lock:
                 if not self._reactor.in_thread:  # it took long, and another leads
                     return
@@ -173,62 +189,69 @@ class Workers:
         self._slow_until = max(self._slow_until, now) + seconds / _SLOW_SHARE
 
     def _have_watched(self) -> None:
-        """Have another thread watch the leader, which is about to run a strand, if there is one."""
+        """Have another thread watch the leader, which has begun to run a strand, if there is one."""
         with self._lock:
             if self._watcher is not None:
                 return
-            if self._idle:
-                seat = self._idle.pop()
+            seat = self._idle.pop() if self._idle else None
+            if seat is not None:
                 seat.give(_WATCH)
-            else:
-                new = self._new_thread(_WATCH)
-                if new is None:
-                    return
-                seat = new
+        if seat is None:
+            seat = self._new_thread(_WATCH)
+        with self._lock:
             self._watcher = seat
             self._seen = self._runs
 
     def _hand_out(self) -> bool:
         """Give what is ready to other threads, as far as there may be so many; False if the system has no more."""
-        with self._lock:
-            while self.ready and self._may_run():
-                strand = self.ready.popleft()
+        while self._may_run():
+            with self._lock:
+                try:
+                    strand = self.ready.popleft()
+                except IndexError:
+                    break
+                self._busy += 1
                 seat = self._idle.pop() if self._idle else self._watcher
                 if seat is not None:
                     seat.give(strand)
                     if seat is self._watcher:
                         self._watcher = None
-                elif self._new_thread(strand) is None:
+            if seat is None and self._new_thread(strand) is None:
+                with self._lock:
+                    self._busy -= 1
                     self.ready.appendleft(strand)
-                    return False
-                self._busy += 1
+                return False
         return True
 
     def _new_thread(self, task: Any) -> Optional[_Seat]:
-        """Start a thread for `task`; with the lock. None if the system has no more threads to give."""
+        """Start a thread for `task`; None if the system has no more threads to give. Only the leader does, and without the
+        lock: it takes long, and the collector may run."""
         seat = _Seat(self._work, task, 'nodeipc-worker', self._lock)
+        self._threads.append(seat.thread)  # first, for it may end at once
         try:
             seat.thread.start()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             # Out of threads, or Python 3.12 and the interpreter is ending: better on the reactor thread than never.
             if not self._is_short_of_threads:
                 level = logging.DEBUG if 'shutdown' in str(error) else logging.WARNING
                 logger.log(level, 'nodeipc: no thread can be started (%s); handlers run on the reactor thread', error)
             self._is_short_of_threads = True
+            self._threads.remove(seat.thread)
             return None
         self._is_short_of_threads = False
-        self._threads.append(seat.thread)
         return seat
 
     # The leader, in a handler
 
     def _hand_over(self) -> bool:
         """Let whoever watches lead, because the leader has to wait; False if there is nobody."""
+        if not getattr(_here, 'may_hand_over', False):  # a __del__ that interrupts us, perhaps, while we have the lock
+            return not self._reactor.in_thread
         with self._lock:
             if not self._reactor.in_thread:
                 return True  # another leads already
             seat = self._watcher
-            if seat is None or not self._runs & 1:
+            if seat is None:
                 return False
             self._let_lead(seat)
             seat.give(_LEAD)
@@ -277,9 +300,19 @@ class Workers:
                 task = self._watch(seat)
                 continue
             if task is not _LEAD:
-                task.run(False, time.monotonic(), False)
-            elif self._reactor.lead():
-                return
+                try:
+                    task.run(False, time.monotonic(), False)
+                except Exception:
+                    _report_defect(task)
+            elif self._reactor.lead():  # to the end; what is left is run without it
+                while self.ready and not self._own_limit:
+                    self._run_all()
+                with self._lock:
+                    is_busy = bool(self.ready)
+                    self._busy += is_busy
+                if not is_busy:
+                    task = self._rest(seat)
+                    continue
             del task  # or an idle thread would keep a closed connection alive
             task = self._next(seat)
         with self._lock:
@@ -297,6 +330,11 @@ class Workers:
             self._busy -= 1
             if self.ready:  # since: the leader may have looked before there was room
                 self._reactor.wake()
+        return self._rest(seat)
+
+    def _rest(self, seat: _Seat) -> Any:
+        """Wait for what to do."""
+        with self._lock:
             if self._closed or self._has_too_many:
                 return _END
             self._idle.append(seat)
@@ -320,10 +358,11 @@ class Workers:
                     self._seen = self._runs
                     self._watcher = seat
                     continue
-                if self._closed or self._has_too_many:
-                    return _END
-                self._idle.append(seat)
-            return seat.wait()
+            return self._rest(seat)
+
+
+def _report_defect(strand: Strand) -> None:
+    logger.exception('nodeipc: %r failed on a worker thread; please report this', strand)
 
 
 def _wait(wait: Callable[[], bool]) -> bool:
@@ -443,38 +482,38 @@ class Strand:
         done = 0
         end = began + _TURN_SECONDS
         while True:
-            if not items:
-                with self._lock:
-                    if items:
-                        continue
-                    self._scheduled = False
-                    self._load = 0
-                    drained, self._full = self._full, False
-                on_drained = self.on_drained  # once: the reactor thread may take it away
-                if drained and on_drained is not None:
-                    on_drained()
-                return done
-            item = items.popleft()
-            if outlet is not None and not items:
-                outlet.uncork()
-                outlet = None
-            try:
-                if item[0].__class__ is str:
-                    self.deliver(*item)
-                else:
-                    item[0](*item[1:])
-            except Exception:
-                logger.exception('nodeipc: %r failed on a worker thread; please report this', item[0])
-            del item
-            done += 1
-            if outlet is not None and not done % _JOINED_ITEMS:
-                outlet.uncork()
-                outlet = self._cork()
-            if (by_leader or ready) and (done >= _TURN_ITEMS or time.monotonic() >= end):
-                if outlet is not None:
+            while items:
+                item = items.popleft()
+                if outlet is not None and not items:
                     outlet.uncork()
-                ready.append(self)  # whoever calls this looks there next
-                return done
+                    outlet = None
+                try:
+                    if item[0].__class__ is str:
+                        self.deliver(*item)
+                    else:
+                        item[0](*item[1:])
+                except Exception:
+                    logger.exception('nodeipc: %r failed on a worker thread; please report this', item[0])
+                done += 1
+                if not done % _LOOK_ITEMS:
+                    if (by_leader or ready) and (done >= _TURN_ITEMS or time.monotonic() >= end):
+                        if outlet is not None:
+                            outlet.uncork()
+                        ready.append(self)  # whoever calls this looks there next
+                        return done
+                    if outlet is not None and not done % _JOINED_ITEMS:
+                        outlet.uncork()
+                        outlet = self._cork()
+            with self._lock:
+                if items:
+                    continue
+                self._scheduled = False
+                self._load = 0
+                drained, self._full = self._full, False
+            on_drained = self.on_drained  # once: the reactor thread may take it away
+            if drained and on_drained is not None:
+                on_drained()
+            return done
 
     def _cork(self) -> Optional[Outlet]:
         """Return the outlet, corked; None if there is none, or nobody to uncork it when a handler is stuck."""
