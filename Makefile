@@ -37,7 +37,6 @@ fuzz:
 
 # nodeipc beside node-ipc 14 and whatever else one would use, each in processes of its own; then what it needs, and how cost
 # grows. Everything that was measured is left in .benchmarks. The others have an environment of their own, in these versions.
-BENCH_PEERS := pyzmq==27.3.0 websockets==17.4 rpyc==6.0.2 Pyro5==5.17
 BENCH_NAME = .benchmarks/$$(date -u +%Y%m%dT%H%M%SZ)
 
 bench: .venv-bench/installed interop
@@ -51,9 +50,9 @@ bench: .venv-bench/installed interop
 bench-quick: interop
 	@$(PYTHON) -m tests.benchmarks --quick --json $(BENCH_NAME)-quick.json
 
-.venv-bench/installed: Makefile
+.venv-bench/installed: tests/benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python $(PIP) install $(BENCH_PEERS)
+	.venv-bench/bin/python $(PIP) install -r tests/benchmarks/requirements.txt
 	@touch $@
 
 # Tools of CI, in an environment of their own.

@@ -40,6 +40,9 @@ _MAX_STAND_INS = 256
 # twice as long.
 _WATCH_SECONDS = 0.005
 
+# What a handler that is stuck counts as: all sockets have waited for it.
+_STUCK_SECONDS = 4 * _WATCH_SECONDS
+
 # A handler that takes longer gains nothing from being run by the leader; to be handed to another thread costs it less than
 # a tenth.
 _SLOW_SECONDS = 0.00025
@@ -351,7 +354,7 @@ class Workers:
                     continue  # it is being given something
                 if self._runs & 1 and self._runs == self._seen:
                     self._let_lead(seat)
-                    self._spend(time.monotonic(), _WATCH_SECONDS)
+                    self._spend(time.monotonic(), _STUCK_SECONDS)
                     return _LEAD
                 self._watcher = None  # if there is nothing to watch; the leader looks for that after it has changed _runs
                 if self._runs != self._seen:

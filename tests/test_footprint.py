@@ -18,7 +18,7 @@ from .benchmarks.footprint import calls_while_idle
 # Slow to import or large, and no part of events over plain sockets.
 UNWANTED = [
     'asyncio', 'concurrent.futures', 'email', 'hashlib', 'http', 'inspect', 'multiprocessing', 'ssl', 'subprocess',
-    'tempfile', 'urllib',
+    'nodeipc.channel', 'nodeipc.datagram', 'nodeipc.datagramclient', 'nodeipc.sync', 'random', 'tempfile', 'urllib',
 ]  # fmt: skip
 
 PROGRAM = """
