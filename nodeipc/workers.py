@@ -366,7 +366,9 @@ class Workers:
 
 
 def _report_defect(strand: Strand) -> None:
+    """It is ours, or there is no memory: what waits is tried again."""
     logger.exception('nodeipc: %r failed on a worker thread; please report this', strand)
+    strand.resume()
 
 
 def _wait(wait: Callable[[], bool]) -> bool:
@@ -519,6 +521,14 @@ class Strand:
             if drained and on_drained is not None:
                 on_drained()
             return done
+
+    def resume(self) -> None:
+        """Go on after a `run` that raised."""
+        with self._lock:
+            self._scheduled = bool(self._items)
+            if not self._scheduled:
+                return
+        self._workers.submit(self)
 
     def _cork(self) -> Optional[Outlet]:
         """Return the outlet, corked; None if there is none, or nobody to uncork it when a handler is stuck."""

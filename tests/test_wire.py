@@ -112,6 +112,19 @@ def test_circular_and_too_deep_data_are_value_errors() -> None:
     assert encode('x', 1) == b'{"type":"x","data":1}\f'
 
 
+@pytest.mark.parametrize('size', [8191, 8192, 16384, 40_000])
+@pytest.mark.parametrize(
+    'found', ['', '"', '\\', '\n', '\x1f', '\x00', '\x7f', '\u2028', 'ä', '\N{GRINNING FACE}', '\ud800'], ids=ascii
+)
+def test_a_large_string_is_encoded_as_a_small_one(size: int, found: str) -> None:
+    """Those that need no escaping go another way, and where the first block ends is as good as everywhere."""
+    for position in (0, 8190, size - 1):
+        data = 'x' * position + found + 'x' * (size - position - len(found))
+        parts = (data[:position], found, data[position + len(found):])
+        assert encode('x', data) == b'{"type":"x","data":"%s"}\f' % b''.join(encode('x', part)[20:-3] for part in parts)
+        assert json.loads(encode('x', data)[:-1])['data'] == data
+
+
 @pytest.mark.parametrize('type', [None, 5, b'x', ['x'], {'a': 1}], ids=repr)
 def test_an_event_type_is_a_string(type: Any) -> None:
     with pytest.raises(TypeError, match='event type must be a str'):

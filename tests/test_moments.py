@@ -1,0 +1,233 @@
+"""What happens at one unlucky moment, which the test brings about: where the collector, Ctrl-C or the scheduler could come."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from typing import Any, List
+
+import pytest
+
+import nodeipc
+from nodeipc.connection import Connection
+from nodeipc.reactor import Reactor
+from nodeipc.waiters import Waiters
+from nodeipc.workers import Strand
+
+from .conftest import Log, eventually
+
+
+def waits(reactor: Reactor) -> None:
+    """Do what the emit of a ``__del__`` does when there is no room."""
+    condition = threading.Condition()
+    with condition:
+        reactor.wait_for(condition, lambda: False, 0.05)
+
+
+def test_a_wait_right_before_the_reactor_waits_does_not_deafen_it(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ipc = make(id='world')
+    ipc.serve().start()
+    reactor = ipc._engine.reactor
+    select = reactor._selector.select
+    waited = threading.Event()
+
+    def select_after_a_wait(timeout: Any) -> Any:
+        if timeout is None and reactor.in_thread and not waited.is_set():
+            waited.set()
+            waits(reactor)
+        return select(timeout)
+
+    monkeypatch.setattr(reactor._selector, 'select', select_after_a_wait)
+    reactor.call(lambda: None)
+    assert waited.wait(20)
+    eventually(lambda: not reactor._awake)
+    called = threading.Event()
+    reactor.call(called.set)
+    assert called.wait(20)
+
+
+def test_who_calls_while_another_wake_up_is_interrupted_is_heard(make: Any) -> None:
+    ipc = make(id='world')
+    ipc.serve().start()
+    reactor = ipc._engine.reactor
+    called = threading.Event()
+
+    class Interrupted:
+        def send(self, data: bytes) -> int:
+            reactor._wake_out = real
+            reactor._calls.append((called.set, ()))
+            reactor.wake()  # what another thread does meanwhile: one is under way
+            raise KeyboardInterrupt
+
+    eventually(lambda: not reactor._awake)
+    real, reactor._wake_out = reactor._wake_out, Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        reactor.wake()
+    assert called.wait(20)
+
+
+@pytest.mark.parametrize('where', ['uncork', 'run'])
+def test_a_failure_on_the_way_of_events_costs_one_connection_at_most(
+    pair: Any, monkeypatch: pytest.MonkeyPatch, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = pair()
+    world.server.on('ask', lambda data, sock: sock.emit('answer', data))
+    world.start()
+    failed = threading.Event()
+    write, run = Connection._write_joined, Strand.run
+
+    def write_once_failing(self: Connection) -> None:
+        if self._outbox and not failed.is_set():
+            failed.set()
+            raise MemoryError
+        write(self)
+
+    def run_once_failing(self: Strand, *arguments: Any) -> int:
+        if self._items and not failed.is_set():
+            failed.set()
+            raise MemoryError
+        return run(self, *arguments)
+
+    with world.raw() as first, world.raw() as second:
+        eventually(lambda: world.server.stats()['connections'] == 2)
+        eventually(lambda: all(socket._strand.is_idle for socket in world.server.sockets))
+        monkeypatch.setattr(*((Connection, '_write_joined', write_once_failing) if where == 'uncork' else
+                              (Strand, 'run', run_once_failing)))
+        first.sendall(b'{"type":"ask","data":1}\f' * 5)
+        assert failed.wait(20)
+        second.sendall(b'{"type":"ask","data":2}\f')
+        assert second.recv(100) == b'{"type":"answer","data":2}\f'
+        if where == 'uncork':
+            eventually(lambda: world.server.stats()['connections'] == 1)
+        else:
+            assert 'failed on a worker thread' in caplog.text
+            answers = b''
+            while answers.count(b'\f') < 5:  # what was waiting is tried again
+                answers += first.recv(1000)
+    workers = world.ipc._engine.workers
+    eventually(lambda: not workers._busy and not workers._runs & 1)
+
+
+@pytest.mark.parametrize('types', [(), ('news',)], ids=['all', 'named'])
+def test_what_is_read_while_the_first_iterator_is_made_is_kept_or_collected(
+    make: Any, monkeypatch: pytest.MonkeyPatch, types: Any
+) -> None:
+    server = make(id='world').serve()
+    server.start()
+    iterators: List[Any] = []
+
+    with nodeipc.connect(server.address) as client:
+        eventually(lambda: server.sockets)
+
+        class Watched(Waiters):
+            """The last that the reactor looks at before it decides is the calls."""
+
+            @property
+            def calls(self) -> Any:  # type: ignore[override]
+                if not iterators and sys._getframe(1).f_code.co_name == 'want_nothing_of':
+                    iterators.append(None)
+                    thread = threading.Thread(target=lambda: iterators.append(client.events(*types, timeout=20)))
+                    thread.start()
+                    thread.join()
+                return {}
+
+            @calls.setter
+            def calls(self, value: Any) -> None:
+                pass
+
+        del client._waiters_here.calls
+        client._waiters_here.__class__ = Watched
+        server.broadcast('news', 1)
+        eventually(lambda: client.stats()['messages_in'] == 1)
+        events = iterators[1] if iterators else client.events(*types, timeout=20)
+        assert next(events).data == 1
+        client._waiters_here.__class__ = Waiters
+        client._waiters_here.calls = {}
+
+
+def test_what_is_ready_when_an_instance_closes_is_run(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ipc = make()
+    log = Log()
+    client = ipc.connect_to('nobody', lambda client: client.on('*', log))
+    log.wait('error')
+    reactor = ipc._engine.reactor
+    stopped = reactor._stopped
+    run_ready = reactor.run_ready
+    # As if the leader had been off the processor until everybody else is done.
+    reactor.run_ready = lambda: stopped.wait(0.1) or run_ready()
+    ipc.close(0)
+    log.wait('destroy')
+    assert client.wait(20)
+
+
+def test_an_outbox_that_is_being_written_is_not_written_again_by_whoever_interrupts_that(pair: Any) -> None:
+    world = pair().start()
+    with world.raw() as sock:
+        eventually(lambda: world.server.sockets)
+        peer = world.server.sockets[0]
+        connection = peer._connection
+        send = connection._send
+        interrupted = threading.Event()
+
+        def send_and_emit(data: Any, flags: int = 0) -> int:
+            sent = send(data, flags)
+            if not interrupted.is_set():
+                interrupted.set()
+                peer.emit('answer', [2, 'x' * 70_000])  # in a __del__, on the reactor thread
+            return int(sent)
+
+        connection.cork()
+        peer.emit('answer', [1, 'x' * 1000])
+        connection._send = send_and_emit
+        connection._reactor.call(connection._flush)
+        assert interrupted.wait(20)
+        connection.uncork()
+        connection._send = send
+        peer.emit('answer', [3, ''])
+        received = b''
+        while not received.endswith(b'[3,""]}\f'):
+            received += sock.recv(1 << 16)
+    assert [json.loads(frame)['data'][0] for frame in received.split(b'\f')[:-1]] == [1, 2, 3]
+
+
+def test_a_wait_when_the_leader_has_run_a_strand_leaves_one_leader(
+    pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = pair()
+    world.server.on('ask', lambda data, sock: sock.emit('answer', data))
+    world.start()
+    reactor, workers = world.ipc._engine.reactor, world.ipc._engine.workers
+    in_thread, turn = Reactor.in_thread.fget, Reactor._turn  # type: ignore[attr-defined]
+    waited = threading.Event()
+    leaders: List[int] = []
+    most = [0]
+
+    def in_thread_after_a_wait(self: Reactor) -> bool:
+        found = in_thread(self)
+        if found and self is reactor and sys._getframe(1).f_code.co_name == '_run_ready' and not waited.is_set():
+            waited.set()
+            waits(self)
+        return bool(found)
+
+    def counted(self: Reactor, *arguments: Any, **named: Any) -> None:
+        if self is not reactor:
+            return turn(self, *arguments, **named)
+        me = threading.get_ident()
+        leaders.append(me)
+        most[0] = max(most[0], len(set(leaders)))
+        try:
+            return turn(self, *arguments, **named)
+        finally:
+            leaders.remove(me)
+
+    with world.raw() as sock:
+        eventually(lambda: world.server.sockets and world.server.sockets[0]._strand.is_idle)
+        monkeypatch.setattr(Reactor, '_turn', counted)
+        monkeypatch.setattr(Reactor, 'in_thread', property(in_thread_after_a_wait))
+        for _ in range(50):
+            sock.sendall(b'{"type":"ask","data":1}\f')
+            assert sock.recv(100) == b'{"type":"answer","data":1}\f'
+        assert waited.is_set()
+        eventually(lambda: workers._watcher is None and not workers._busy and not workers._runs & 1)
+    assert most[0] == 1
