@@ -346,7 +346,7 @@ _FIELDS: Dict[str, _Field] = {
     'workers': _Field(
         lambda: min(8, (os.cpu_count() or 1) + 4),
         _count,
-        'handlers that run at a time, at most (min(8, cores + 4)); 0: handlers on the reactor thread',
+        'handlers that run at a time, at most (min(8, cores + 4)); 0: all on the one that reads the sockets',
     ),
     'silent': _Field(_constant(False), _flag, 'ipc.log prints nothing'),
     'logger': _Field(_constant(to_stdout), _function, 'what ipc.log prints a line with (standard output)'),

@@ -233,6 +233,8 @@ class Connection(Owned):
         `before` is what `progress` was when that timeout, `stall`, began.
         """
         with self._lock:
+            if self._corked:
+                self._write_joined()
             while not self._wait(self._has_room, stall.remaining):
                 if self._takes_nothing_since(before):
                     self._reactor.call(self.abort, self._stalled())

@@ -1,4 +1,4 @@
-"""What an instance runs on: a reactor thread, its workers, and the endpoints that use them.
+"""What an instance runs on: a reactor, the threads of which one leads it, and the endpoints that use them.
 
 Made when the first endpoint needs it; a closed instance makes a new one when it is used again.
 """

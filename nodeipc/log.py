@@ -53,3 +53,11 @@ def _show(value: Any, depth: Optional[int], color: bool) -> str:
     else:
         text = str(value)
     return variable(text, force=True) if color else text
+
+
+def report_defect(what: object, where: str) -> None:
+    """Log the exception that is being handled and that nobody expects of `what`, on the thread `where`. Never raises."""
+    try:
+        logger.exception('nodeipc: %r failed on %s; please report this', what, where)
+    except Exception:
+        pass  # a handler of logging may raise, and then there is nobody to be told

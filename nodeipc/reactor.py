@@ -19,13 +19,15 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, List, Optional, Set, Tuple
 
-from .log import logger
+from .log import report_defect
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
 # Selectors refuse longer waits than some weeks; one wake-up a day is none.
 _MAX_SELECT_SECONDS = 86400.0
+
+_HERE = 'the reactor thread'
 
 # Cancelled timers leave the heap when they are due; a quick succession of long ones must not pile up until then.
 _MIN_CANCELLED_TO_PURGE = 64
@@ -109,11 +111,13 @@ class Reactor:
         """From now on the thread `ident` leads; the one that does is in a handler, and takes no more turns."""
         self._ident = ident
 
-    def stop(self) -> None:
-        """End after the calls that are queued; any thread. Waits, unless it is the reactor's own."""
+    def stop(self, timeout: Optional[float] = None) -> bool:
+        """End after the calls that are queued; any thread. Waits up to `timeout` seconds, unless it is the reactor's own.
+
+        Whether it has ended: it has not as long as its thread is in a handler that takes long, and there is no other.
+        """
         self.call(self.end)
-        if not self.in_thread:
-            self._stopped.wait()
+        return not self.in_thread and self._stopped.wait(timeout)
 
     def end(self) -> None:
         """Take no more turns."""
@@ -246,7 +250,7 @@ class Reactor:
             try:
                 key.data(mask)
             except Exception:
-                self._report_defect(key.data)
+                report_defect(key.data, _HERE)
         if timers:
             self._run_timers()
         for _ in range(len(self._calls)):
@@ -270,11 +274,7 @@ class Reactor:
         try:
             function(*arguments)
         except Exception:
-            self._report_defect(function)
-
-    def _report_defect(self, function: Callable[..., Any]) -> None:
-        """It is ours; the other connections of this reactor must not pay for it."""
-        logger.exception('nodeipc: %r failed on the reactor thread; please report this', function)
+            report_defect(function, _HERE)  # the other connections of this reactor must not pay for it
 
     def close(self) -> None:
         """Release the descriptors."""

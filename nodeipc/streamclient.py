@@ -261,11 +261,11 @@ class StreamClient(Client, Owner):
         if self._closing or waiters.want_nothing_of(events):
             return events
         events = waiters.feed(self, events, size, connection)
-        # An answer that no handler wants need not wake a thread. If the strand has something to do, that may be to add one.
-        if self._strand.is_idle and not self._wants_all and ANY not in self._handlers:
-            handlers = self._handlers
-            return [event for event in events if event[0] in handlers]
-        return events
+        # Answers that no handler wants need no thread. If the strand has something to do, that may be to add a handler.
+        handlers = self._handlers
+        if self._wants_all or ANY in handlers or not self._strand.is_idle:
+            return events
+        return events if any(event[0] in handlers for event in events) else []
 
     def _is_awaited(self) -> bool:
         return self._waiters_here.is_awaited

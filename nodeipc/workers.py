@@ -10,6 +10,7 @@ are slow, strands are handed to other threads at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -17,7 +18,7 @@ from collections import deque
 from typing import Any, Callable, Deque, Iterable, List, Optional, Protocol, Tuple
 
 from .deadline import Deadline
-from .log import logger
+from .log import logger, report_defect
 from .reactor import Reactor
 
 # A strand with more to do lets the others run after this many items or this long, whichever is first. The leader looks at
@@ -47,6 +48,9 @@ _STUCK_SECONDS = 4 * _WATCH_SECONDS
 # A handler that takes longer gains nothing from being run by the leader; to be handed to another thread costs it less than
 # a tenth.
 _SLOW_SECONDS = 0.00025
+
+# The leader's turn at one strand: well below what makes it look stuck.
+_LEADERS_TURN_SECONDS = 0.8 * _WATCH_SECONDS
 
 # Of the leader's time, slow handlers may have this share; when they have had that much more, strands are handed on.
 _SLOW_SHARE = 0.1
@@ -79,7 +83,7 @@ class Workers:
         reactor.run_ready = self._run_ready if limit else self._run_all
         reactor.may_run = self._may_run
         reactor.hand_over = self._hand_over
-        # Guards all below. Innermost: while it is held, threads are woken, and nothing else is called.
+        # Guards all below. Innermost: while it is held, threads are woken and the reactor is told who leads, no more.
         # Re-entrant, for a __del__ that interrupts the leader while it has the lock may have to wait, and look for another.
         self._lock = threading.RLock()
         self._limit = limit
@@ -128,11 +132,12 @@ class Workers:
 
     def close(self, deadline: Deadline) -> None:
         """Stop the reactor, let the threads end when nothing is left to run, and wait for them until the deadline."""
-        self._reactor.stop()  # first, for the leader may be stuck, and be watched
+        remaining = deadline.remaining  # first, for the leader may be stuck, and be watched:
+        has_stopped = self._reactor.stop(None if remaining is None else max(remaining, _END_SECONDS))
         with self._lock:
             self._closed = True
             for seat in self._idle:
-                if self.ready:
+                if self.ready and self._may_run():  # else those that are busy take it
                     self._busy += 1
                     seat.give(self.ready.popleft())
                 else:
@@ -140,7 +145,8 @@ class Workers:
             self._idle.clear()
         for thread in self._threads:
             remaining = deadline.remaining
-            thread.join(remaining if remaining is None or self._busy else max(remaining, _END_SECONDS))
+            is_stuck = self._busy or not has_stopped
+            thread.join(remaining if remaining is None or is_stuck else max(remaining, _END_SECONDS))
 
     # The leader, at the end of its turn
 
@@ -236,11 +242,12 @@ class Workers:
             seat.thread.start()
         except (RuntimeError, MemoryError) as error:
             # Out of threads, or Python 3.12 and the interpreter is ending: better on the reactor thread than never.
-            if not self._is_short_of_threads:
-                level = logging.DEBUG if 'shutdown' in str(error) else logging.WARNING
-                logger.log(level, 'nodeipc: no thread can be started (%s); handlers run on the reactor thread', error)
-            self._is_short_of_threads = True
             self._threads.remove(seat.thread)
+            was_short, self._is_short_of_threads = self._is_short_of_threads, True
+            if not was_short:
+                level = logging.DEBUG if 'shutdown' in str(error) else logging.WARNING
+                with contextlib.suppress(Exception):  # of a log handler
+                    logger.log(level, 'nodeipc: no thread can be started (%s); handlers run on the reactor thread', error)
             return None
         self._is_short_of_threads = False
         return seat
@@ -251,25 +258,34 @@ class Workers:
         """Let whoever watches lead, because the leader has to wait; False if there is nobody."""
         if not getattr(_here, 'may_hand_over', False):  # a __del__ that interrupts us, perhaps, while we have the lock
             return not self._reactor.in_thread
+        _here.may_hand_over = False  # nor may what interrupts this
         with self._lock:
             if not self._reactor.in_thread:
                 return True  # another leads already
             seat = self._watcher
-            if seat is None:
-                return False
-            self._let_lead(seat)
-            seat.give(_LEAD)
-            return True
+            if seat is not None:
+                strand = self._let_lead(seat)
+                seat.give(_LEAD)
+        if seat is None:
+            _here.may_hand_over = True
+            return False
+        self._uncork(strand)
+        return True
 
-    def _let_lead(self, seat: _Seat) -> None:
-        """Let `seat` lead, and the leader be one of those that run a strand; with the lock."""
+    def _let_lead(self, seat: _Seat) -> Optional[Strand]:
+        """Let `seat` lead, and the leader be one of those that run a strand; return which. With the lock."""
         self._watcher = None
         self._runs += 1
         self._busy += 1
         self._reactor.led_by(seat.thread.ident or 0)
         strand, self._running = self._running, None
-        if strand is not None and strand.outlet is not None:
-            self._reactor.call(strand.outlet.uncork)  # what was joined does not wait for a handler
+        return strand
+
+    def _uncork(self, strand: Optional[Strand]) -> None:
+        """Have what was joined leave, because a handler of `strand` takes long. Not with the lock: the collector may run."""
+        outlet = None if strand is None else strand.outlet  # once: the reactor thread may take it away
+        if outlet is not None:
+            self._reactor.call(outlet.uncork)
 
     # Any of the threads
 
@@ -353,22 +369,29 @@ class Workers:
             with self._lock:
                 if self._watcher is not seat:
                     continue  # it is being given something
-                if self._runs & 1 and self._runs == self._seen:
-                    self._let_lead(seat)
-                    self._spend(time.monotonic(), _STUCK_SECONDS)
-                    return _LEAD
-                self._watcher = None  # if there is nothing to watch; the leader looks for that after it has changed _runs
-                if self._runs != self._seen:
-                    self._seen = self._runs
-                    self._watcher = seat
-                    continue
+                is_stuck = self._runs & 1 and self._runs == self._seen
+                if is_stuck:
+                    strand = self._let_lead(seat)
+                else:
+                    self._watcher = None  # if there is nothing to watch; the leader looks after it has changed _runs
+                    if self._runs != self._seen:
+                        self._seen = self._runs
+                        self._watcher = seat
+                        continue
+            if is_stuck:
+                self._uncork(strand)
+                self._spend(time.monotonic(), _STUCK_SECONDS)
+                return _LEAD
             return self._rest(seat)
 
 
 def _report_defect(strand: Strand) -> None:
     """It is ours, or there is no memory: what waits is tried again."""
-    logger.exception('nodeipc: %r failed on a worker thread; please report this', strand)
+    outlet = strand.outlet  # once: the reactor thread may take it away
+    if outlet is not None:
+        outlet.uncork()
     strand.resume()
+    report_defect(strand, 'a worker thread')
 
 
 def _wait(wait: Callable[[], bool]) -> bool:
@@ -437,8 +460,7 @@ class Strand:
         self.on_drained: Optional[Callable[[], Any]] = None
         #: Of the connection whose events these are: answers to several of them may leave together.
         self.outlet: Optional[Outlet] = None
-        # Guards _scheduled, _load and _full, and the decision that there is nothing left to do. Workers._lock is taken
-        # inside it, and a thread may be started.
+        # Guards _scheduled, _load and _full, and the decision that there is nothing left to do. Innermost.
         self._lock = threading.Lock()
         self._items: Deque[Tuple[Any, ...]] = deque()
         self._scheduled = False
@@ -487,7 +509,7 @@ class Strand:
         outlet = self._cork() if joins and len(items) > 1 else None
         done = 0
         look = _LOOK_ITEMS if by_leader else 1  # the leader is watched; here are the slow ones
-        end = began + _TURN_SECONDS
+        end = began + (_LEADERS_TURN_SECONDS if by_leader else _TURN_SECONDS)
         while True:
             while items:
                 item = items.popleft()
@@ -500,7 +522,7 @@ class Strand:
                     else:
                         item[0](*item[1:])
                 except Exception:
-                    logger.exception('nodeipc: %r failed on a worker thread; please report this', item[0])
+                    report_defect(item[0], 'a worker thread')
                 done += 1
                 if not done % look:
                     if (by_leader or ready) and (done >= _TURN_ITEMS or time.monotonic() >= end):
@@ -519,7 +541,10 @@ class Strand:
                 drained, self._full = self._full, False
             on_drained = self.on_drained  # once: the reactor thread may take it away
             if drained and on_drained is not None:
-                on_drained()
+                try:
+                    on_drained()
+                except Exception:
+                    report_defect(on_drained, 'a worker thread')
             return done
 
     def resume(self) -> None:

@@ -1,8 +1,11 @@
-"""What happens at one unlucky moment, which the test brings about: where the collector, Ctrl-C or the scheduler could come."""
+"""What happens at one unlucky moment, which the test brings about: where the collector, Ctrl-C or the scheduler may come."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import socket
 import sys
 import threading
 from typing import Any, List
@@ -231,3 +234,96 @@ def test_a_wait_when_the_leader_has_run_a_strand_leaves_one_leader(
         assert waited.is_set()
         eventually(lambda: workers._watcher is None and not workers._busy and not workers._runs & 1)
     assert most[0] == 1
+
+
+def test_a_handler_that_one_of_a_chunk_registers_has_the_next(make: Any, tmp_path: Any) -> None:
+    """Also while a thread waits for something, whose answers are not handed on when no handler wants them."""
+    path, log = str(tmp_path / 'world'), Log()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        client = make().connect_to('world', path)
+        client.on('hello', lambda: client.on('next', lambda data: log('next', data)))
+        with listener.accept()[0] as peer:
+            os.unlink(path)
+            eventually(lambda: client.connected and client._strand.is_idle)
+            waiting = threading.Thread(target=lambda: client.wait_for('last', timeout=20))
+            waiting.start()
+            eventually(lambda: client._waiters_here.is_awaited)
+            peer.sendall(b'{"type":"hello"}\f{"type":"next","data":2}\f')
+            log.wait('next')
+            peer.sendall(b'{"type":"last"}\f')
+            waiting.join(20)
+            assert not waiting.is_alive()
+            assert log.of('next') == [(2,)]
+
+
+def test_a_log_handler_that_raises_ends_no_thread(pair: Any) -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError('the log server is gone')
+
+    world = pair()
+    world.server.on('ask', lambda data, sock: sock.emit('answer', data))
+    world.server.on('fail', lambda: 1 / 0)
+    world.start()
+    broken = Broken()
+    logger = logging.getLogger('nodeipc')
+    with world.raw() as first, world.raw() as second:
+        for sock in (first, second):
+            sock.sendall(b'{"type":"ask","data":1}\f')
+            assert sock.recv(100) == b'{"type":"answer","data":1}\f'
+        logger.addHandler(broken)
+        try:
+            first.sendall(b'{"type":"fail"}\f')
+            for sock in (first, second):
+                sock.sendall(b'{"type":"ask","data":2}\f')
+                assert sock.recv(100) == b'{"type":"answer","data":2}\f'
+        finally:
+            logger.removeHandler(broken)
+
+
+def test_one_worker_is_one_also_when_an_instance_closes_before_its_handler_has_ended(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make(id='world').serve()
+    server.on('go', lambda data, sock: sock.emit('slow'))
+    server.start()
+    ipc = make(workers=1)
+    running: List[int] = []
+    most: List[int] = []
+    go_on, started, done = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def slow(*arguments: Any) -> None:
+        running.append(1)
+        most.append(len(running))
+        started.set()
+        go_on.wait(20)
+        running.pop()
+        done.release()
+
+    clients = [ipc.connect_to(f'client {number}', server.address) for number in range(3)]
+    for client in clients:
+        client.wait_connected(20)
+        client.on('slow', slow)
+        client.on('destroy', slow)
+    clients[0].emit('go')
+    assert started.wait(20)
+    workers = ipc._engine.workers
+    eventually(lambda: workers._busy)  # another leads
+    stop = Reactor.stop
+
+    reactor = ipc._engine.reactor
+
+    def stop_and_wait(self: Reactor, timeout: Any = None) -> bool:
+        stopped = stop(self, timeout)
+        if self is reactor:
+            eventually(lambda: workers._idle)
+        return stopped
+
+    monkeypatch.setattr(Reactor, 'stop', stop_and_wait)
+    ipc.close(0.05)
+    go_on.set()
+    for _ in range(4):
+        assert done.acquire(timeout=20)
+    assert max(most) == 1

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import runpy
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,7 +30,7 @@ _PROGRAMS = ('footprint', 'growth')
 _PACKAGES = ('zmq', 'websockets', 'rpyc', 'pyro5')
 _OTHERS = (NODE, SOCKET, MULTIPROCESSING, *_PACKAGES)
 
-_PAIRS, _QUICK_PAIRS = 5, 3
+_PAIRS = 5
 
 
 class _Screen:
@@ -135,7 +137,7 @@ def _make_tls(directory: str) -> Dict[str, str]:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='python3 -m tests.benchmarks', description=__doc__.partition('\n\n')[2])
-    parser.add_argument('--quick', action='store_true', help='smaller counts and three pairs: less than two minutes')
+    parser.add_argument('--quick', action='store_true', help='smaller counts: less than two minutes')
     parser.add_argument('--lanes', metavar='LANE,...', help=f'of {", ".join(lane.name for lane in LANES)}; default: all')
     parser.add_argument(
         '--peers', metavar='PEER,...', help=f'of {", ".join(_OTHERS)}; or "all"; default: those that targets are about'
@@ -149,7 +151,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.lanes = _chosen(parser, options.lanes, {lane.name: lane for lane in LANES})
     is_all = options.peers == 'all'
     options.peers = _chosen(parser, None if is_all else options.peers, dict.fromkeys(_OTHERS)) if options.peers else None
-    options.pairs = options.pairs or (_QUICK_PAIRS if options.quick else _PAIRS)
+    options.pairs = options.pairs or _PAIRS
     if options.pairs < 1:
         parser.error('--pairs: one at least')
     return options
@@ -187,6 +189,10 @@ def main(arguments: Sequence[str]) -> int:
     has_failed = False
     print(_headline(facts))
     with tempfile.TemporaryDirectory(prefix='nodeipc-bench-') as directory:
+        if 'PYTHONPATH' not in os.environ:  # else it says which nodeipc to measure
+            # Somebody may be working on the original.
+            shutil.copytree(machine.CHECKOUT / 'nodeipc', Path(directory) / 'copy' / 'nodeipc')
+            os.environ['PYTHONPATH'] = str(Path(directory) / 'copy')
         try:
             tls: Optional[Dict[str, str]] = _make_tls(directory)
         except LookupError as reason:
@@ -215,13 +221,14 @@ def main(arguments: Sequence[str]) -> int:
             print(_section(described, outcomes, peers, interrupted), flush=True)
             results = [outcome.as_json() for outcome in outcomes]
             runs.append({'python': described, 'lanes': results, 'missing': peers.missing})
+            facts['seconds'] = round(time.monotonic() - begin, 1)
+            facts['load_at_end'] = machine.load()
+            if options.json:
+                text = json.dumps({**facts, 'runs': runs}, indent=1, ensure_ascii=False)
+                Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+                Path(options.json).write_text(text + '\n', 'utf-8')
             if interrupted:
                 break
-    facts['seconds'] = round(time.monotonic() - begin, 1)
-    facts['load_at_end'] = machine.load()
-    if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps({**facts, 'runs': runs}, indent=1, ensure_ascii=False) + '\n', 'utf-8')
     screen.say(f'{facts["seconds"]:.0f} s')
     return 130 if interrupted else int(has_failed)
 

@@ -594,7 +594,7 @@ def threads(bench: Bench) -> List[Row]:
     """The threads of servers so many of whose handlers are busy at once, in the default configuration."""
     rows = [_threads(bench, 0, 0, 'nobody has connected yet')]
     rows += [_threads(bench, count, count, f'{count} handlers busy at once') for count in range(1, 5)]
-    rows.append(_threads(bench, 1, 0, 'idle, after a client has spoken')._replace(target='', met=None))
+    rows.append(_threads(bench, 1, 0, 'idle, after a client has spoken'))
     return rows
 
 

@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-_CHECKOUT = Path(__file__).parents[2]
-_MODULES = _CHECKOUT / 'tests' / 'interop' / 'node_modules'
+CHECKOUT = Path(__file__).parents[2]
+_MODULES = CHECKOUT / 'tests' / 'interop' / 'node_modules'
 _SECONDS = 30.0
 
 # What node-ipc 14 needs.
 _NODE = (22, 13)
 
 # Where `make bench` puts the others.
-VENV_PYTHON = _CHECKOUT / '.venv-bench' / 'bin' / 'python'
+VENV_PYTHON = CHECKOUT / '.venv-bench' / 'bin' / 'python'
 
 _DESCRIBE = (
     'import platform, ssl; '
@@ -31,11 +31,11 @@ _DESCRIBE = (
 
 def facts() -> Dict[str, Any]:
     """Return what a result has to say of its circumstances."""
-    commit = _output('git', '-C', str(_CHECKOUT), 'rev-parse', 'HEAD')
+    commit = _output('git', '-C', str(CHECKOUT), 'rev-parse', 'HEAD')
     return {
         'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         'commit': commit,
-        'dirty': bool(_output('git', '-C', str(_CHECKOUT), 'status', '--porcelain')) if commit else None,
+        'dirty': bool(_output('git', '-C', str(CHECKOUT), 'status', '--porcelain', 'nodeipc', 'tests/benchmarks')) if commit else None,
         'cpu': _cpu(),
         'cores': os.cpu_count(),
         'usable_cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else None,
