@@ -20,9 +20,6 @@ P50, P99, MEAN = 'p50', 'p99', 'mean'
 
 _IN_FLIGHT = 64
 
-# Five pairs in less than two minutes.
-_QUICK_SHARE = 0.6
-
 # Of fewer round trips it would be the slowest.
 _ENOUGH_FOR_P99 = 1000
 
@@ -68,14 +65,14 @@ class Lane(NamedTuple):
 
     def spec(self, peer: str, quick: bool, tls: Optional[Mapping[str, str]], share: float = 1.0) -> Dict[str, Any]:
         """Return the specification for a peer, without an address."""
-        count = max(1, round((_QUICK_SHARE * self.quick if quick else self.count) * share))
+        count = max(1, round((self.quick if quick else self.count) * share))
         return {
             'pattern': self.pattern_of(peer),
             'transport': self.transport,
             'payload': self.payload,
             'size': self.size,
             'count': count,
-            'warmup': max(1, round(count * self.warmup)),
+            'warmup': round(count * self.warmup),
             'window': self.window,
             'clients': self.clients,
             'idle': 0 if peer == ALONE else self.idle,
@@ -93,23 +90,23 @@ class Lane(NamedTuple):
 _LATENCY = ((P50, 1.0), (P99, 1.0))
 
 LANES = (
-    Lane('latency-unix', 'latency', 'unix', 20000, 6000, _LATENCY),
-    Lane('latency-tcp', 'latency', 'tcp', 20000, 6000, _LATENCY),
-    Lane('pipeline-unix', 'pipeline', 'unix', 120000, 30000, ((MEAN, 0.7),), window=_IN_FLIGHT),
-    Lane('pipeline-tcp', 'pipeline', 'tcp', 100000, 25000, ((MEAN, 0.7),), window=_IN_FLIGHT),
-    Lane('oneway-unix', 'oneway', 'unix', 400000, 100000, ((MEAN, 1.0),)),
-    Lane('oneway-tcp', 'oneway', 'tcp', 240000, 60000, ((MEAN, 1.0),)),
-    Lane('batch-unix', 'batch', 'unix', 600000, 150000, ((MEAN, 0.5),)),
-    Lane('batch-tcp', 'batch', 'tcp', 400000, 100000, ((MEAN, 0.5),)),
-    Lane('latency-tls', 'latency', 'tls', 12000, 3500, ((P50, 1.2),)),
-    Lane('pipeline-tls', 'pipeline', 'tls', 50000, 15000, ((MEAN, 0.8),), window=_IN_FLIGHT),
-    Lane('latency-udp', 'latency', 'udp', 16000, 5000, ((P50, 1.0),)),
-    Lane('broadcast-unix', 'broadcast', 'unix', 3840, 960, ((MEAN, 0.8),), window=_IN_FLIGHT, clients=100),
-    Lane('large-1m', 'latency', 'unix', 60, 15, ((P50, 0.5),), size=1 << 20),
-    Lane('large-16m', 'latency', 'unix', 3, 2, ((P50, 0.1),), size=16 << 20, warmup=0.5, seconds=120.0),
-    Lane('structured', 'pipeline', 'unix', 14000, 4000, ((MEAN, 1.0),), payload='structured', window=_IN_FLIGHT),
-    Lane('many', 'many', 'unix', 80000, 24000, ((MEAN, 0.8),), window=4, clients=100),
-    Lane('idle-crowd', 'idle', 'unix', 20000, 6000, ((P50, 1.1),), against=ALONE, idle=1000),
-    Lane('request', 'request', 'unix', 20000, 6000, ((P50, 1.0),), against=MULTIPROCESSING),
-    Lane('workers0', 'workers0', 'unix', 20000, 6000, ((P50, 0.8),)),
+    Lane('latency-unix', 'latency', 'unix', 20000, 3600, _LATENCY),
+    Lane('latency-tcp', 'latency', 'tcp', 20000, 3600, _LATENCY),
+    Lane('pipeline-unix', 'pipeline', 'unix', 120000, 18000, ((MEAN, 0.7),), window=_IN_FLIGHT),
+    Lane('pipeline-tcp', 'pipeline', 'tcp', 100000, 15000, ((MEAN, 0.7),), window=_IN_FLIGHT),
+    Lane('oneway-unix', 'oneway', 'unix', 400000, 60000, ((MEAN, 1.0),)),
+    Lane('oneway-tcp', 'oneway', 'tcp', 240000, 36000, ((MEAN, 1.0),)),
+    Lane('batch-unix', 'batch', 'unix', 600000, 90000, ((MEAN, 0.5),)),
+    Lane('batch-tcp', 'batch', 'tcp', 400000, 60000, ((MEAN, 0.5),)),
+    Lane('latency-tls', 'latency', 'tls', 12000, 2100, ((P50, 1.2),)),
+    Lane('pipeline-tls', 'pipeline', 'tls', 50000, 9000, ((MEAN, 0.8),), window=_IN_FLIGHT),
+    Lane('latency-udp', 'latency', 'udp', 16000, 3000, ((P50, 1.0),)),
+    Lane('broadcast-unix', 'broadcast', 'unix', 3840, 576, ((MEAN, 0.8),), window=_IN_FLIGHT, clients=100),
+    Lane('large-1m', 'latency', 'unix', 60, 9, ((P50, 0.5),), size=1 << 20),
+    Lane('large-16m', 'latency', 'unix', 3, 1, ((P50, 0.1),), size=16 << 20, warmup=1.0, seconds=120.0),
+    Lane('structured', 'pipeline', 'unix', 14000, 2400, ((MEAN, 1.0),), payload='structured', window=_IN_FLIGHT),
+    Lane('many', 'many', 'unix', 80000, 14400, ((MEAN, 0.8),), window=4, clients=100),
+    Lane('idle-crowd', 'idle', 'unix', 20000, 3600, ((P50, 1.1),), against=ALONE, idle=1000),
+    Lane('request', 'request', 'unix', 20000, 3600, ((P50, 1.0),), against=MULTIPROCESSING),
+    Lane('workers0', 'workers0', 'unix', 20000, 3600, ((P50, 0.8),)),
 )

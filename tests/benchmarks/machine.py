@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 CHECKOUT = Path(__file__).parents[2]
+# What can change the results.
+_MEASURED = ('nodeipc', 'tests/benchmarks')
 _MODULES = CHECKOUT / 'tests' / 'interop' / 'node_modules'
 _SECONDS = 30.0
 
@@ -35,7 +37,7 @@ def facts() -> Dict[str, Any]:
     return {
         'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         'commit': commit,
-        'dirty': bool(_output('git', '-C', str(CHECKOUT), 'status', '--porcelain', 'nodeipc', 'tests/benchmarks')) if commit else None,
+        'dirty': bool(_output('git', '-C', str(CHECKOUT), 'status', '--porcelain', *_MEASURED)) if commit else None,
         'cpu': _cpu(),
         'cores': os.cpu_count(),
         'usable_cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else None,
