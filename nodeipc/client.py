@@ -21,9 +21,9 @@ from .events import F, Handler, Registration
 from .log import logger
 from .reentry import calls_out
 from .role import COUNTERS, OF_THE_PARENT, Carrier, Log, Role, count
+from .strands import Strand
 from .waiters import Waiters
 from .wire import NO_DATA, Payload
-from .workers import Strand
 
 
 class Client(Role, Asker):

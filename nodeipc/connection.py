@@ -25,8 +25,8 @@ from .errors import EmitTimeout, IPCError, NotConnectedError, ProtocolError, ret
 from .messageclock import MessageClock
 from .parsers import Codec
 from .reactor import READ, WRITE, Owned, Reactor, Timer
+from .strands import Strand
 from .wire import BACKPRESSURE, MESSAGE_TIMEOUT, Event
-from .workers import Strand
 
 if TYPE_CHECKING:  # imported by those who make one
     from .tlsstream import TLSStream

@@ -19,9 +19,9 @@ from .errors import ConfigError, IPCError, NotConnectedError, ProtocolError
 from .profiles import ASSURED_TRANSPORT
 from .role import Carrier
 from .server import Server, Socket
+from .strands import Strand
 from .tally import Tally
 from .wire import BACKPRESSURE, NO_DATA, Event, Payload
-from .workers import Strand
 
 # What may wait for the handlers of one peer; more is dropped, because in UDP nothing can make it wait. A burst of small
 # messages, or some of the largest.

@@ -23,9 +23,9 @@ from .eventqueue import EventIterator, EventQueue, Flow
 from .events import ANY, Handler, call_back, max_positional
 from .reentry import calls_out, has_interrupted_us
 from .role import COUNTERS, OF_THE_PARENT, Carrier, Log, Role, count
+from .strands import Strand
 from .waiters import Waiters
 from .wire import NO_DATA, Event, Payload
-from .workers import Strand
 
 _ENDING = ('stopping', 'being stopped')
 

@@ -15,8 +15,8 @@ import pytest
 import nodeipc
 from nodeipc.connection import Connection
 from nodeipc.reactor import Reactor
+from nodeipc.strands import Strand
 from nodeipc.waiters import Waiters
-from nodeipc.workers import Strand
 
 from .conftest import Log, eventually
 

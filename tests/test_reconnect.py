@@ -538,7 +538,7 @@ def test_the_error_of_an_attempt_is_told_as_its_own_though_handlers_are_late(mak
 
 
 def test_a_client_is_connected_when_its_handlers_hear_of_it(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    post = nodeipc.workers.Strand.post
+    post = nodeipc.strands.Strand.post
 
     def post_and_wait(self: Any, function: Any, *arguments: Any) -> None:
         post(self, function, *arguments)
@@ -547,7 +547,7 @@ def test_a_client_is_connected_when_its_handlers_hear_of_it(make: Any, monkeypat
             threading.Thread(target=self.run, args=(False, time.monotonic(), False)).start()
             eventually(lambda: seen)
 
-    monkeypatch.setattr(nodeipc.workers.Strand, 'post', post_and_wait)
+    monkeypatch.setattr(nodeipc.strands.Strand, 'post', post_and_wait)
     seen: List[bool] = []
     ipc = make()
     ipc.serve().start()
