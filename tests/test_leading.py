@@ -223,7 +223,7 @@ def has_parked(ipc: nodeipc.IPC) -> bool:
 # A reply leaves, whatever the next handler does
 
 
-@pytest.mark.parametrize('workers', [1, 2, 8])
+@pytest.mark.parametrize('workers', [1, 8])
 @pytest.mark.parametrize('after', [[], ['ask'] * 150])
 def test_a_reply_arrives_while_the_next_handler_of_the_same_connection_is_stuck(
     world: Any, workers: int, after: List[str]
@@ -589,7 +589,7 @@ class Crowd:
 
 
 @unix_only
-@pytest.mark.parametrize('workers', [1, 2, 3])
+@pytest.mark.parametrize('workers', [1, 3])
 def test_no_more_handlers_run_at_once_than_there_may_be(world: Any, workers: int, frequent_switches: None) -> None:
     here = world(workers=workers)
     crowd = Crowd()
@@ -725,7 +725,7 @@ def test_replies_arrive_while_the_next_connection_has_its_turn_and_is_stuck(worl
 
 
 @unix_only
-@pytest.mark.parametrize('workers', [1, 2, 3])
+@pytest.mark.parametrize('workers', [1, 3])
 def test_slow_handlers_are_shared_out_and_quick_ones_are_watched_again(world: Any, workers: int) -> None:
     here = world(workers=workers)
     crowd = Crowd()
@@ -767,7 +767,7 @@ def test_slow_handlers_are_shared_out_and_quick_ones_are_watched_again(world: An
 
 
 @pytest.mark.filterwarnings('ignore:.*multi-threaded:DeprecationWarning')
-@pytest.mark.parametrize('workers', [1, 2, 8])
+@pytest.mark.parametrize('workers', [1, 8])
 @unix_only
 def test_events_of_one_connection_stay_in_order_whatever_handlers_do(world: Any, workers: int) -> None:
     here = world(workers=workers, max_pending_bytes=2000)
@@ -948,7 +948,7 @@ def test_close_while_a_handler_is_stuck_ends_with_its_timeout(world: Any, worker
 def test_close_leaves_nothing_whenever_it_comes(make: Any) -> None:
     rng = random.Random(5)
     before = threading.active_count()
-    for number in range(200):
+    for number in range(100):
         ipc = make(workers=rng.choice([1, 2, 4]))
         pause = rng.choice([0, 0, 0.004, 0.006, 0.008])
 
@@ -1100,7 +1100,7 @@ class Numbers:
         assert len(events) == sum(self.next.values())
 
 
-@pytest.mark.parametrize('limit', [1, 1000, 8 << 20])
+@pytest.mark.parametrize('limit', [1, 8 << 20])
 def test_what_is_emitted_from_everywhere_arrives_once_and_in_order(world: Any, limit: int) -> None:
     here = world(max_pending_bytes=limit)
     numbers = Numbers()
@@ -1181,7 +1181,7 @@ def test_what_another_thread_emits_later_arrives_later(world: Any) -> None:
     assert peer.take(90) == [(type, number) for number in range(30) for type in ('before', 'other', 'after')]
 
 
-@pytest.mark.parametrize('limit', [1, 1000, 100_000])
+@pytest.mark.parametrize('limit', [1, 100_000])
 def test_a_peer_that_does_not_read_for_a_while_misses_nothing(world: Any, limit: int) -> None:
     here = world(max_pending_bytes=limit, workers=2)
     block = 'x' * 20_000
@@ -1358,7 +1358,7 @@ def test_a_goodbye_is_said_although_another_thread_has_written_the_last(
 # Everything at once
 
 
-@pytest.mark.parametrize('workers', [1, 2, 8])
+@pytest.mark.parametrize('workers', [1, 8])
 def test_everything_at_once(world: Any, workers: int, frequent_switches: None) -> None:
     here = world(workers=workers, max_pending_bytes=3000, max_connections=1000)
     rng = random.Random(workers)
