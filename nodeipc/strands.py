@@ -26,7 +26,7 @@ _LOOK_ITEMS = 4
 LEADERS_TURN_SECONDS = 0.004
 
 # So many answers leave together at most: the other end handles some while the next are made. Of 64 in flight each
-# took 2.9 µs with 16 or 32, 4.7 with 8, 5.2 when all left together.
+# took 3 µs with 16 or 32, 4.7 with 8, 5.2 when all left together.
 _JOINED_ITEMS = 32
 
 # What a connection may have read ahead of its handlers. A few chunks: enough to keep a worker busy while the next is

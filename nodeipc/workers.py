@@ -30,8 +30,7 @@ _WATCH_SECONDS = 1.25 * LEADERS_TURN_SECONDS
 # What a handler that is stuck counts as: all sockets have waited for it.
 _STUCK_SECONDS = 4 * _WATCH_SECONDS
 
-# A handler that takes longer gains nothing from being run by the leader; to be handed to another thread costs it less than
-# a tenth.
+# A handler that takes longer gains little from being run by the leader: what the hand-over takes is a small part of that.
 _SLOW_SECONDS = 0.00025
 
 # Of the leader's time, slow handlers may have this share; when they have had that much more, strands are handed on.

@@ -13,6 +13,7 @@ import math
 import sys
 from array import array
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
 
 # How long a client waits for what must come. The runner may well lose its patience before.
@@ -78,6 +79,16 @@ def check_count(what: str, found: int, expected: int) -> None:
         raise Wrong(f'{what}: {found} of {expected} messages')
 
 
+def check_counted(answer: Any, expected: int) -> None:
+    """Raise `Wrong` unless `answer` is the server's last, and says that it has handled so many, whole."""
+    if answer['type'] != 'counted':
+        raise Wrong('there are more answers than there should be')
+    handled, wrong = answer['data']
+    check_count('the server has handled', handled, expected)
+    if wrong:
+        raise Wrong(f'{wrong} messages were damaged on the way to the server')
+
+
 def rate(version: str, messages: int, seconds: float) -> Dict[str, Any]:
     """The result of what was not timed message by message."""
     return {'messages': messages, 'seconds': seconds, 'p50_us': None, 'p99_us': None, 'version': version}
@@ -94,3 +105,60 @@ def round_trips(version: str, begin: float, ends: Sequence[float], warmup: int) 
     result = rate(version, len(times), moments[-1] - moments[0])
     result.update(p50_us=percentile(0.5), p99_us=percentile(0.99))
     return result
+
+
+class Line(NamedTuple):
+    """A blocking connection, for the patterns that are the same whatever it is made of."""
+
+    version: str
+    send: Callable[[str, Any], Any]  # type and data
+    receive: Callable[[], Any]  # the next answer: {'type': …, 'data': …}
+
+    def one_at_a_time(self, spec: Spec) -> Dict[str, Any]:
+        """Ask, wait for the answer, ask again."""
+        payload, send, receive = spec.data(), self.send, self.receive
+        moments = []
+        begin = perf_counter()
+        for _ in range(spec.warmup + spec.count):
+            send('message', payload)
+            if receive()['data'] != payload:
+                raise Wrong('a message came back damaged')
+            moments.append(perf_counter())
+        self._verify(spec.warmup + spec.count)
+        return round_trips(self.version, begin, moments, spec.warmup)
+
+    def in_flight(self, spec: Spec) -> Dict[str, Any]:
+        """`window` messages in flight; each answer sends the next."""
+        payload, send, receive = spec.data(), self.send, self.receive
+        for count in (spec.warmup, spec.count):
+            burst = min(spec.window, count)
+            unsent = count - burst
+            begin = perf_counter()
+            for _ in range(burst):
+                send('message', payload)
+            for _ in range(count):
+                if receive()['data'] != payload:
+                    raise Wrong('a message came back damaged')
+                if unsent:
+                    unsent -= 1
+                    send('message', payload)
+            seconds = perf_counter() - begin
+        self._verify(spec.warmup + spec.count)
+        return rate(self.version, spec.count, seconds)
+
+    def one_way(self, spec: Spec) -> Dict[str, Any]:
+        """Send, until the server has counted all."""
+        payload, send = spec.data(), self.send
+        total = 0
+        for count in (spec.warmup, spec.count):
+            total += count
+            begin = perf_counter()
+            for _ in range(count):
+                send('message', payload)
+            self._verify(total)
+            seconds = perf_counter() - begin
+        return rate(self.version, spec.count, seconds)
+
+    def _verify(self, expected: int) -> None:
+        self.send('count', 0)
+        check_counted(self.receive(), expected)

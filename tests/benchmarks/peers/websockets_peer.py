@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from time import perf_counter
+from functools import partial
 from typing import Any, Dict
 
-from common import SECONDS, Spec, Unsupported, Wrong, check_count, main, rate, round_trips, serve_until_told
+from common import Line, Spec, Unsupported, Wrong, main, serve_until_told
 
 _ROUND_TRIPS = ('latency', 'request')
 _PATTERNS = (*_ROUND_TRIPS, 'pipeline', 'oneway')
@@ -79,14 +79,13 @@ def measure(spec: Spec) -> Dict[str, Any]:
     else:
         scheme = 'wss' if spec.tls else 'ws'
         connecting = client.connect(f'{scheme}://127.0.0.1:{spec.address}', proxy=None, **options)
-    patterns = {'pipeline': _in_flight, 'oneway': _one_way}
+    patterns = {'pipeline': Line.in_flight, 'oneway': Line.one_way}
     try:
         with connecting as connection:
-            return patterns.get(spec.pattern, _one_at_a_time)(connection, spec, version)
+            line = Line(version, partial(_send, connection), partial(_receive, connection))
+            return patterns.get(spec.pattern, Line.one_at_a_time)(line, spec)
     except ConnectionClosed as error:
         raise Wrong(f'the connection was lost: {error}') from None
-    except TimeoutError:
-        raise Wrong(f'nothing more has come within {SECONDS:g} s') from None
 
 
 def _send(connection: Any, type: str, data: Any) -> None:
@@ -95,62 +94,6 @@ def _send(connection: Any, type: str, data: Any) -> None:
 
 def _receive(connection: Any) -> Any:
     return json.loads(connection.recv())
-
-
-def _one_at_a_time(connection: Any, spec: Spec, version: str) -> Dict[str, Any]:
-    payload = spec.data()
-    moments = []
-    begin = perf_counter()
-    for _ in range(spec.warmup + spec.count):
-        _send(connection, 'message', payload)
-        if _receive(connection)['data'] != payload:
-            raise Wrong('a message came back damaged')
-        moments.append(perf_counter())
-    _verify(connection, spec.warmup + spec.count)
-    return round_trips(version, begin, moments, spec.warmup)
-
-
-def _in_flight(connection: Any, spec: Spec, version: str) -> Dict[str, Any]:
-    payload = spec.data()
-    for count in (spec.warmup, spec.count):
-        burst = min(spec.window, count)
-        unsent = count - burst
-        begin = perf_counter()
-        for _ in range(burst):
-            _send(connection, 'message', payload)
-        for _ in range(count):
-            if _receive(connection)['data'] != payload:
-                raise Wrong('a message came back damaged')
-            if unsent:
-                unsent -= 1
-                _send(connection, 'message', payload)
-        seconds = perf_counter() - begin
-    _verify(connection, spec.warmup + spec.count)
-    return rate(version, spec.count, seconds)
-
-
-def _one_way(connection: Any, spec: Spec, version: str) -> Dict[str, Any]:
-    payload = spec.data()
-    total = 0
-    for count in (spec.warmup, spec.count):
-        total += count
-        begin = perf_counter()
-        for _ in range(count):
-            _send(connection, 'message', payload)
-        _verify(connection, total)
-        seconds = perf_counter() - begin
-    return rate(version, spec.count, seconds)
-
-
-def _verify(connection: Any, expected: int) -> None:
-    _send(connection, 'count', 0)
-    answer = json.loads(connection.recv(timeout=SECONDS))
-    if answer['type'] != 'counted':
-        raise Wrong('there are more answers than there should be')
-    handled, wrong = answer['data']
-    check_count('the server has handled', handled, expected)
-    if wrong:
-        raise Wrong(f'{wrong} messages were damaged on the way to the server')
 
 
 if __name__ == '__main__':

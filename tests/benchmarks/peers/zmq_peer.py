@@ -7,7 +7,7 @@ import threading
 from time import perf_counter
 from typing import Any, Dict
 
-from common import SECONDS, Spec, Unsupported, Wrong, check_count, main, rate, round_trips, serve_until_told
+from common import SECONDS, Line, Spec, Unsupported, Wrong, check_counted, main, rate, serve_until_told
 
 _ROUND_TRIPS = ('latency', 'request')
 _PATTERNS = (*_ROUND_TRIPS, 'pipeline', 'oneway')
@@ -90,43 +90,12 @@ def measure(spec: Spec) -> Dict[str, Any]:
         socket.linger = 0
         socket.connect(_address(spec))
         try:
-            return {'pipeline': _in_flight, 'oneway': _one_way}.get(spec.pattern, _one_at_a_time)(socket, spec, version)
+            if spec.pattern == 'oneway':
+                return _one_way(socket, spec, version)
+            line = Line(version, lambda type, data: socket.send_json({'type': type, 'data': data}), socket.recv_json)
+            return line.in_flight(spec) if spec.pattern == 'pipeline' else line.one_at_a_time(spec)
         except zmq.Again:
             raise Wrong(f'nothing more has come within {SECONDS:g} s') from None
-
-
-def _one_at_a_time(socket: Any, spec: Spec, version: str) -> Dict[str, Any]:
-    payload = spec.data()
-    moments = []
-    begin = perf_counter()
-    for _ in range(spec.warmup + spec.count):
-        socket.send_json({'type': 'message', 'data': payload})
-        if socket.recv_json()['data'] != payload:
-            raise Wrong('a message came back damaged')
-        moments.append(perf_counter())
-    socket.send_json({'type': 'count'})
-    _verify(socket.recv_json(), spec.warmup + spec.count)
-    return round_trips(version, begin, moments, spec.warmup)
-
-
-def _in_flight(socket: Any, spec: Spec, version: str) -> Dict[str, Any]:
-    payload = spec.data()
-    for count in (spec.warmup, spec.count):
-        burst = min(spec.window, count)
-        unsent = count - burst
-        begin = perf_counter()
-        for _ in range(burst):
-            socket.send_json({'type': 'message', 'data': payload})
-        for _ in range(count):
-            if socket.recv_json()['data'] != payload:
-                raise Wrong('a message came back damaged')
-            if unsent:
-                unsent -= 1
-                socket.send_json({'type': 'message', 'data': payload})
-        seconds = perf_counter() - begin
-    socket.send_json({'type': 'count'})
-    _verify(socket.recv_json(), spec.warmup + spec.count)
-    return rate(version, spec.count, seconds)
 
 
 def _one_way(socket: Any, spec: Spec, version: str) -> Dict[str, Any]:
@@ -149,17 +118,8 @@ def _one_way(socket: Any, spec: Spec, version: str) -> Dict[str, Any]:
             socket.send_json({'type': 'count', 'data': where})
             answer = answers.recv_json()
             seconds = perf_counter() - begin
-            _verify(answer, total)
+            check_counted(answer, total)
     return rate(version, spec.count, seconds)
-
-
-def _verify(answer: Any, expected: int) -> None:
-    if answer['type'] != 'counted':
-        raise Wrong('there are more answers than there should be')
-    handled, wrong = answer['data']
-    check_count('the server has handled', handled, expected)
-    if wrong:
-        raise Wrong(f'{wrong} messages were damaged on the way to the server')
 
 
 if __name__ == '__main__':
