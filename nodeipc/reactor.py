@@ -64,9 +64,10 @@ class Reactor:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        # Whoever calls appends and then, unless the reactor is awake or a wake-up is under way, writes a byte. Appending
-        # before looking at _awake, and clearing it before looking into the queues, makes a lost wake-up impossible without
-        # a lock. That goes for the reactor thread, too: the collector may have it run a __del__ right before it waits.
+        # Whoever calls appends and then, unless the reactor is awake, writes a byte. Appending before looking at _awake, and
+        # clearing it before looking into the queues, makes a lost wake-up impossible without a lock. Only the reactor itself
+        # sets it: whoever set it on the way to the byte could be interrupted there by a signal handler, a __del__ or an
+        # exception, and others would count on a byte that never comes.
         self._calls: Deque[Tuple[Callable[..., Any], Tuple[Any, ...]]] = deque()
         #: What runs handlers, put there by any thread, which then calls `wake`.
         self.ready: Deque[Any] = deque()
@@ -204,17 +205,9 @@ class Reactor:
         """Have it take a turn now; any thread."""
         if not self._awake:
             try:
-                self._awake = True
                 self._wake_out.send(b'\0')
             except OSError:
                 pass  # full of wake-ups, or stopped and nobody is left to wake
-            except BaseException:  # a signal handler raised before the byte was sent, perhaps
-                self._awake = False
-                try:
-                    self._wake_out.send(b'\0')  # for others, who have seen _awake meanwhile
-                except OSError:
-                    pass
-                raise
 
     def _look_again(self) -> None:
         """Whatever turn was interrupted, have it look at everything before it waits, or not wait."""
