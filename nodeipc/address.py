@@ -14,6 +14,7 @@ from typing import Any, List, NamedTuple, Optional, Tuple, Union
 
 from . import socketfile
 from .config import Config
+from .errors import advice
 
 # Connections the kernel keeps until the server accepts them. The system caps it (net.core.somaxconn); a Unix client
 # that finds it full is refused outright, so a small one would turn a thousand restarts at once into a thousand errors.
@@ -236,9 +237,9 @@ def _bind(address: NetAddress) -> socket.socket:
             sock.close()
             raise
     except (OSError, UnicodeError) as error:  # UnicodeError: what cannot be the name of a host
-        raise OSError(
-            getattr(error, 'errno', None),
-            f'cannot listen on {address}: {getattr(error, "strerror", None) or error}; choose another host or port, or stop '
-            'the server that has it',
-        ) from error
+        what_to_do = 'choose another host or port, or stop the server that has it'
+        if isinstance(error, OSError):
+            what_to_do = advice(error, what_to_do)
+        why = getattr(error, 'strerror', None) or error
+        raise OSError(getattr(error, 'errno', None), f'cannot listen on {address}: {why}; {what_to_do}') from error
     return sock

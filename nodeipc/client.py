@@ -267,12 +267,17 @@ class Client(Role, Asker):
     def _wait_goodbye(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
         if self._engine.must_not_wait:
             return
+        waits, is_done = self._engine.waits, self._is_destroyed_within
+        if not is_done(deadline.sooner(handlers).remaining) and not waits(is_done, deadline):
+            error = EmitTimeout(f'{self}: not all was delivered within {deadline.timeout} s; the connection is cut')
+            self._reactor.call(self._abort, error)
+            waits(is_done, NEVER)
         with self._lock:
-            if not self._changed.wait_for(lambda: self._destroyed, deadline.remaining):
-                error = EmitTimeout(f'{self}: not all was delivered within {deadline.timeout} s; the connection is cut')
-                self._reactor.call(self._abort, error)
-                self._changed.wait_for(lambda: self._destroyed)
             self._changed.wait_for(lambda: self._finished, deadline.sooner(handlers).remaining)
+
+    def _is_destroyed_within(self, timeout: Optional[float]) -> bool:
+        with self._lock:
+            return self._changed.wait_for(lambda: self._destroyed, timeout)
 
     def _abandon(self) -> None:
         super()._abandon()
@@ -379,11 +384,11 @@ class Client(Role, Asker):
         if self._dropped:
             logger.info('%s: %d events that had arrived were dropped by disconnect()', self, self._dropped)
         self._publish('destroy')
-        if self._close_instance is not None and self._gave_up:
-            self._close_instance(None)  # which is not waited for in a handler
         with self._lock:
             self._finished = True
             self._changed.notify_all()
         self._engine.endpoints.pop(self, None)
+        if self._close_instance is not None and self._gave_up:
+            self._close_instance(None)  # which is not waited for in a handler
 
 

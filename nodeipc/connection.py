@@ -449,7 +449,15 @@ class Connection(Owned):
         except BaseException:
             # A signal handler raised (Ctrl-C), and nobody knows how much of the frame has left.
             self._open = self._writing = False
-            self._reactor.call(self.abort, IPCError(f'sending to {self.name} was interrupted; the connection is closed'))
+            try:
+                self._reactor.call(self.abort, IPCError(f'sending to {self.name} was interrupted; the connection is closed'))
+            except RecursionError:  # the end of the stack: a call of C's needs less of it, and is heard by the reactor
+                try:
+                    self._sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+                except RecursionError:  # as the first call above: nothing has left
+                    self._open = True
             raise
 
     def _queue(self, frame: bytes) -> None:

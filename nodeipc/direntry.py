@@ -13,9 +13,6 @@ import socket
 import stat
 from typing import Any, Iterator, Optional, Tuple
 
-# What to do at EMFILE and ENFILE.
-NO_DESCRIPTORS = 'close some descriptors, or raise the limit'
-
 # A link to what a descriptor of ours holds, which nobody can lead elsewhere. Linux, unless /proc is not mounted.
 _DESCRIPTORS = '/proc/self/fd'
 

@@ -6,12 +6,15 @@ Made when the first endpoint needs it; a closed instance makes a new one when it
 from __future__ import annotations
 
 import threading
-from typing import Dict
+from typing import Callable, Dict, List, Optional
 
 from .deadline import NEVER, Deadline
 from .reactor import Reactor
 from .reentry import has_interrupted_us
 from .workers import Workers
+
+# How long whoever waits for the reactor does so before looking whether it still takes turns.
+_LOOK_SECONDS = 1.0
 
 
 class Endpoint:
@@ -54,6 +57,16 @@ class Engine:
         """
         return self.workers.inside or has_interrupted_us()
 
+    def waits(self, is_done: Callable[[Optional[float]], bool], deadline: Deadline) -> bool:
+        """Whether `is_done`, which waits for the reactor for the seconds it is given, is true within the deadline.
+
+        Or not: as soon as the reactor's own thread turns out to be in a handler that does not return.
+        """
+        while not is_done(deadline.sooner(Deadline(_LOOK_SECONDS)).remaining):
+            if deadline.remaining == 0 or not self.reactor.answers():
+                return False
+        return True
+
     def close(self, deadline: Deadline, handlers: Deadline = NEVER) -> None:
         """Say goodbye for every endpoint, then end the threads. Several threads may; one that is interrupted may again.
 
@@ -61,12 +74,16 @@ class Engine:
         """
         self.closing = True
         for last in (False, True):
-            leaving = [endpoint for endpoint in list(self.endpoints) if endpoint._leaves_last is last]
-            for endpoint in leaving:
-                endpoint._begin_goodbye()
-            for endpoint in leaving:
+            for endpoint in self.begin_goodbyes(last):
                 endpoint._wait_goodbye(deadline, handlers)
         self.workers.close(deadline.sooner(handlers))
+
+    def begin_goodbyes(self, last: bool = False) -> List[Endpoint]:
+        """Say goodbye for the endpoints that leave `last`, or that do not; return them."""
+        leaving = [endpoint for endpoint in list(self.endpoints) if endpoint._leaves_last is last]
+        for endpoint in leaving:
+            endpoint._begin_goodbye()
+        return leaving
 
     def abandon(self) -> None:
         """In a child made by fork, which has none of the threads: close the descriptors."""

@@ -3,6 +3,7 @@
 Every other module raises these; this one imports none of them. A message names the endpoint concerned and says what to do.
 """
 
+import errno
 from typing import Any, TypeVar
 
 E = TypeVar('E', bound=OSError)
@@ -80,6 +81,13 @@ class ProtocolError(IPCError):
 
     def __reduce__(self) -> 'tuple[type[ProtocolError], tuple[str, str]]':
         return type(self), (self.code, self.args[0])
+
+
+def advice(error: OSError, otherwise: str) -> str:
+    """What to do about an error that has to do with descriptors; of another, `otherwise`."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return 'close some descriptors, or raise the limit'
+    return otherwise
 
 
 def retold(error: E, message: str) -> E:

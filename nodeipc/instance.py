@@ -27,11 +27,12 @@ from .client import Client
 from .config import Config
 from .deadline import NEVER, Deadline
 from .engine import Endpoint, Engine
-from .errors import NotConnectedError
+from .errors import NotConnectedError, advice, retold
 from .events import Handler, call_back
-from .log import render
+from .log import logger, render
 from .reentry import calls_out
 from .server import Server
+from .strands import end_with_the_handler
 from .streamclient import StreamClient
 
 # How long the interpreter's exit waits for handlers that are still running.
@@ -243,9 +244,10 @@ class IPC:
             closing = (engine, Deadline(timeout))
             try:
                 threading.Thread(target=self._close, args=closing, name='nodeipc-close', daemon=True).start()
-            except RuntimeError:
+            except RuntimeError as error:
                 if not engine.closing:  # else the interpreter is ending, and closing it already
-                    raise
+                    logger.warning('nodeipc: no thread can be started to close %r (%s); close it again', self, error)
+                    engine.begin_goodbyes()
         else:
             self._close(engine, Deadline(timeout))
 
@@ -272,7 +274,7 @@ class IPC:
     def _attach(self, endpoint: Endpoint) -> Engine:
         """Have `endpoint` closed with the instance; return what it runs on."""
         with self._lock:
-            engine = self._running()
+            engine = self._running(str(endpoint))
             engine.endpoints[endpoint] = None
             return engine
 
@@ -289,10 +291,16 @@ class IPC:
             engine.closing = True  # before another thread can attach to it
         self._close(engine, NEVER, Deadline(0))
 
-    def _running(self) -> Engine:
+    def _running(self, what: str) -> Engine:
+        """Return what runs `what`. Raises OSError or RuntimeError if there are no descriptors or threads for it."""
         engine = self._engine
         if engine is None:
-            engine = self._engine = Engine(self.config.workers)
+            try:
+                engine = self._engine = Engine(self.config.workers)
+            except OSError as error:
+                raise retold(error, f'{what}: {error.strerror}; {advice(error, "try again")}') from error
+            except RuntimeError as error:
+                raise RuntimeError(f'{what}: no thread can be started ({error}); end some, or raise the limit') from error
             _open_instances[engine] = self
         elif engine.closing:
             raise NotConnectedError(f'{self.config.id!r} is being closed; connect or serve again when close() has returned')
@@ -328,7 +336,7 @@ class IPC:
         with self._lock:
             old = self._clients.get(id)
             if old is None or not old._usable:
-                client = kind(id, address, self.config, self._running(), self.log, self._removed)
+                client = kind(id, address, self.config, self._running(f'client {id!r} ({address})'), self.log, self._removed)
                 client._engine.endpoints[client] = None
                 self._clients[id] = client
                 return client, None
@@ -446,6 +454,7 @@ def _after_fork() -> None:
     for engine in list(_open_instances):
         engine.abandon()
     _open_instances.clear()
+    end_with_the_handler()
 
 
 atexit.register(_close_all)

@@ -55,6 +55,14 @@ def _show(value: Any, depth: Optional[int], color: bool) -> str:
     return variable(text, force=True) if color else text
 
 
+def report_failing(what: str) -> None:
+    """Log the exception that is being handled and that the application's `what` raised. Never raises."""
+    try:
+        logger.exception('nodeipc: %s raised', what)
+    except Exception:
+        pass
+
+
 def report_defect(what: object, where: str) -> None:
     """Log the exception that is being handled and that nobody expects of `what`, on the thread `where`. Never raises."""
     try:

@@ -29,6 +29,12 @@ _MAX_SELECT_SECONDS = 86400.0
 
 _HERE = 'the reactor thread'
 
+# Between a turn that failed and the next.
+_PAUSE_SECONDS = 0.05
+
+# A reactor that has taken no turn for so long is in a handler that does not return, or as good as that.
+_ANSWER_SECONDS = 2.0
+
 # Cancelled timers leave the heap when they are due; a quick succession of long ones must not pile up until then.
 _MIN_CANCELLED_TO_PURGE = 64
 
@@ -90,6 +96,7 @@ class Reactor:
         self.hand_over: Callable[[], bool] = bool
         self._ident: Optional[int] = None  # of the thread that leads, while it does: the system reuses them
         self._stopped = threading.Event()
+        self._question: Optional[threading.Event] = None  # the last of `answers`
 
     def lead(self) -> bool:
         """Take turns until it is stopped (True), or somebody else leads."""
@@ -101,7 +108,11 @@ class Reactor:
                 if self._stopping:
                     self.close()
                     return True
-                self._turn(None, nested=False)
+                try:
+                    self._turn(None, nested=False)
+                except Exception:  # no memory to wait for sockets with, most likely
+                    report_defect(self, _HERE)
+                    time.sleep(_PAUSE_SECONDS)
         except BaseException:
             if self._ident == me:
                 self.close()
@@ -119,6 +130,19 @@ class Reactor:
         """
         self.call(self.end)
         return not self.in_thread and self._stopped.wait(timeout)
+
+    def answers(self) -> bool:
+        """Whether it takes turns, or is soon done with what it does; any thread but its own."""
+        if not self.is_stuck:
+            question = self._question = threading.Event()
+            self.call(question.set)
+            question.wait(_ANSWER_SECONDS)
+        return not self.is_stuck
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it owes an answer."""
+        return not (self._question is None or self._question.is_set() or self._stopped.is_set())
 
     def end(self) -> None:
         """Take no more turns."""
@@ -242,7 +266,7 @@ class Reactor:
         for key, mask in selected:
             try:
                 key.data(mask)
-            except Exception:
+            except BaseException:
                 report_defect(key.data, _HERE)
         if timers:
             self._run_timers()
@@ -266,7 +290,7 @@ class Reactor:
     def _guard(self, function: Callable[..., Any], *arguments: Any) -> None:
         try:
             function(*arguments)
-        except Exception:
+        except BaseException:
             report_defect(function, _HERE)  # the other connections of this reactor must not pay for it
 
     def close(self) -> None:

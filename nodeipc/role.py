@@ -14,7 +14,7 @@ from .deadline import Deadline
 from .engine import Endpoint, Engine
 from .errors import ConfigError, ProtocolError
 from .events import ANY, Emitter, F, Registration
-from .log import logger
+from .log import logger, report_failing
 from .parsers import make_parser
 from .profiles import ASSURED_TRANSPORT
 from .waiters import Waiters
@@ -179,7 +179,10 @@ class Role(Emitter, Endpoint):
             return deliver
 
         def logged(type: str, data: Any) -> None:
-            self._log(f'{self}: received', type, data)
+            try:
+                self._log(f'{self}: received', type, data)
+            except BaseException:
+                report_failing('config.logger')
             deliver(type, data)
 
         return logged

@@ -497,10 +497,10 @@ class Server(Role):
             return
         if not self._is_stopped_within(run, deadline.sooner(handlers).remaining):
             engine.reactor.call(self._hurry, run)
-            if not self._is_stopped_within(run, deadline.remaining):
+            if not engine.waits(lambda timeout: self._is_stopped_within(run, timeout), deadline):
                 why = f'{self} was stopped; not all was delivered within {deadline.timeout} s'
                 engine.reactor.call(self._hurry, run, EmitTimeout(why))
-                self._is_stopped_within(run, None)
+                engine.waits(lambda timeout: self._is_stopped_within(run, timeout), NEVER)
 
     def _is_stopped_within(self, run: int, timeout: Optional[float]) -> bool:
         with self._lock:

@@ -19,7 +19,8 @@ import time
 from typing import Iterator, Optional, Tuple
 
 from .config import Config
-from .direntry import NO_DESCRIPTORS, Entry, closing, identity, open_directory
+from .direntry import Entry, closing, identity, open_directory
+from .errors import advice
 from .socketroot import open_root
 
 # sizeof(sockaddr_un.sun_path), unix(7) and the BSDs' unix(4), less the NUL at its end.
@@ -168,14 +169,12 @@ def _bind(sock: socket.socket, path: str) -> None:
 
 
 def _cannot_listen(error: OSError, path: str) -> OSError:
-    advice = {
+    what_to_do = {
         errno.ENOENT: 'its directory does not exist; create it, or choose another path',
         errno.EACCES: 'this user may not create files in its directory; choose another path or config.socket_root',
         errno.EADDRINUSE: 'another server is there; stop it, or choose another id or path',
-        errno.EMFILE: NO_DESCRIPTORS,
-        errno.ENFILE: NO_DESCRIPTORS,
     }.get(error.errno or 0, 'choose another path')
-    return OSError(error.errno, f'cannot listen: {error.strerror}; {advice}', path)
+    return OSError(error.errno, f'cannot listen: {error.strerror}; {advice(error, what_to_do)}', path)
 
 
 def _exchanged(path: str) -> OSError:
@@ -217,7 +216,7 @@ def _clear_the_way(path: str, directory: int, unlink: bool) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise OSError(error.errno, f'cannot listen: {error.strerror}; choose another path', path) from error
+        raise _cannot_listen(error, path) from error
     with entry:
         if not entry.is_socket:
             raise OSError(

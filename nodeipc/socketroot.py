@@ -14,8 +14,8 @@ import stat
 from typing import Optional, Tuple
 
 from .config import Config
-from .direntry import NO_DESCRIPTORS, Entry
-from .errors import ConfigError
+from .direntry import Entry
+from .errors import ConfigError, advice
 
 _OTHERS = 0o077
 
@@ -118,10 +118,8 @@ def _open_directory(root: str) -> Tuple[int, os.stat_result]:
             why = 'the socket root must be a directory and no symbolic link'
         else:
             why = f'cannot open the socket root: {error.strerror}'
-        advice = 'choose another config.socket_root, or set config.secure_socket_root = False'
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            advice = NO_DESCRIPTORS
-        raise OSError(error.errno, f'{why}; {advice}', root) from error
+        what_to_do = advice(error, 'choose another config.socket_root, or set config.secure_socket_root = False')
+        raise OSError(error.errno, f'{why}; {what_to_do}', root) from error
     try:
         found = os.fstat(directory)
         if found.st_uid != os.geteuid() or found.st_mode & stat.S_ISVTX:

@@ -6,12 +6,15 @@ an item means, or which thread runs it.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections import deque
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable, Deque, Iterable, Optional, Protocol, Tuple
 
-from .log import report_defect
+from .log import logger, report_defect
 
 if TYPE_CHECKING:
     from .workers import Workers
@@ -121,7 +124,7 @@ class Strand:
                         self.deliver(*item)
                     else:
                         item[0](*item[1:])
-                except Exception:
+                except BaseException:  # a handler's is caught before, but not a log's
                     report_defect(item[0], 'a worker thread')
                 done += 1
                 if not done % look:
@@ -143,7 +146,7 @@ class Strand:
             if drained and on_drained is not None:
                 try:
                     on_drained()
-                except Exception:
+                except BaseException:
                     report_defect(on_drained, 'a worker thread')
             return done
 
@@ -164,3 +167,27 @@ class Strand:
                 outlet.uncork()
                 return None
         return outlet
+
+
+def end_with_the_handler() -> None:
+    """In a child made by fork: if a handler made it, have the process end when the handler returns.
+
+    What waits behind that handler is the parent's to do, and so is all that its thread would do next.
+    """
+    frame: Optional[FrameType] = sys._getframe()
+    while frame is not None:
+        if frame.f_code is Strand.run.__code__:
+            items = frame.f_locals['items']
+            items.clear()
+            items.append((_end_process,))
+        frame = frame.f_back
+
+
+def _end_process() -> None:
+    try:
+        logger.warning('nodeipc: a handler has returned in a process that it made by fork, which ends now; end such a '
+                       'process in the handler, with os._exit(), or use multiprocessing or subprocess')
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)

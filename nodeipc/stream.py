@@ -26,9 +26,8 @@ from .address import (
 from .config import Config, seconds
 from .connection import STARVED, Connection, Owner, log_level
 from .deadline import Deadline
-from .direntry import NO_DESCRIPTORS
 from .engine import Engine
-from .errors import ConfigError, NotConnectedError, retold
+from .errors import ConfigError, NotConnectedError, advice, retold
 from .log import logger
 from .role import Carrier, assured_needs_tls
 from .server import Server, Socket
@@ -311,9 +310,8 @@ class StreamServer(Server):
     # On the strand
 
     def _report_accept_errors(self, count: int, error: OSError) -> None:
-        why = f'{self}: cannot accept connections: {error.strerror}; trying again'
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            why += f'; {NO_DESCRIPTORS}'
+        what_to_do = advice(error, '')
+        why = f'{self}: cannot accept connections: {error.strerror}; trying again{what_to_do and "; "}{what_to_do}'
         self._report(OSError(error.errno, why), None, level=logging.ERROR)
 
     def _report_refused(self, count: int, last: None) -> None:

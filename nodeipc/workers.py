@@ -114,9 +114,14 @@ class Workers:
     def close(self, deadline: Deadline) -> None:
         """Stop the reactor, let the threads end when nothing is left to run, and wait for them until the deadline."""
         remaining = deadline.remaining  # first, for the leader may be stuck, and be watched:
-        has_stopped = self._reactor.stop(None if remaining is None else max(remaining, _END_SECONDS))
+        if remaining is not None and not self._reactor.is_stuck:
+            remaining = max(remaining, _END_SECONDS)
+        has_stopped = self._reactor.stop(remaining)
         with self._lock:
             self._closed = True
+            if has_stopped and self._watcher is not None:  # there is nobody to watch any more
+                self._idle.append(self._watcher)
+                self._watcher = None
             for seat in self._idle:
                 if self.ready and self._may_run():  # else those that are busy take it
                     self._busy += 1
@@ -163,7 +168,7 @@ class Workers:
                     self._have_watched()
                 _here.may_hand_over = True
                 items = strand.run(True, now, self._watcher is not None)
-            except Exception:
+            except BaseException:
                 _report_defect(strand)
             finally:
                 _here.may_hand_over = False
@@ -303,7 +308,7 @@ class Workers:
             if task is not _LEAD:
                 try:
                     task.run(False, time.monotonic(), False)
-                except Exception:
+                except BaseException:
                     _report_defect(task)
             elif self._reactor.lead():  # to the end; what is left is run without it
                 while self.ready and not self._own_limit:

@@ -28,7 +28,7 @@ def impatient() -> Iterator[None]:
 
 def script(text: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, '-W', 'error', '-c', text, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, '-S', '-W', 'error', '-c', text, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, 'PYTHONPATH': os.getcwd()},
     )  # fmt: skip
 
@@ -494,6 +494,39 @@ ipc.close()
     assert out == '0\n', err
     eventually(lambda: len(got) == 5000)
     assert got == list(range(5000))
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.parametrize('workers', [0, 4])
+def test_a_process_that_is_forked_in_a_handler_ends_when_the_handler_returns(workers: int) -> None:
+    process = script(f"""
+import os, threading, time, warnings, nodeipc
+warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
+ipc = nodeipc.IPC(id='parent', workers={workers})
+pids = []
+server = ipc.serve()
+def fork():
+    pids.append(os.fork())
+    print('child' if not pids[-1] else 'parent', end=' ')
+def number(data):
+    os.write(1, b'%d' % data if pids[-1] else b'the child handles what is the parents')
+server.on('fork', fork)
+server.on('number', number)
+server.start()
+client = ipc.connect_to('parent')
+for round in range(3):
+    with client.batch():  # so that they wait behind the handler
+        for data in range(5):
+            client.emit('number' if data else 'fork', data)
+while len(pids) < 3:
+    time.sleep(0.01)
+print([os.waitpid(pid, 0)[1] for pid in pids], flush=True)
+ipc.close()
+""")
+    out, err = process.communicate(timeout=60)
+    assert out.count('1234') == 3, (out, err)
+    assert out.endswith('[0, 0, 0]\n') and out.count('child') == 3, (out, err)
+    assert err.count('a handler has returned in a process that it made by fork') == len(err.splitlines()) == 3
 
 
 def test_a_failed_start_does_not_wait_for_a_handler_that_never_returns(make: Any) -> None:
