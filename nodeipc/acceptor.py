@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Any, Callable
+from typing import Any, Callable, Tuple
 
-from .address import Address, Listener
+from .address import Address, Listener, SocketAddress
 from .reactor import READ, Owned, Reactor
 
 # Accepted in one turn of the reactor, so that a flood of connections leaves time for those that are there.
@@ -44,6 +44,7 @@ class Acceptor(Owned):
         accepted: Callable[[socket.socket, Any], Any],
         failed: Callable[[OSError], Any],
     ) -> None:
+        reactor.check(listener.socket)
         self.listener = listener
         self._reactor = reactor
         self._accepted = accepted
@@ -88,10 +89,19 @@ class Acceptor(Owned):
         self._reactor.watch(self.listener.socket, self._watched, wanted, self._ready)
         self._watched = wanted
 
+    def _accept(self) -> Tuple[socket.socket, SocketAddress]:
+        sock, address = self.listener.socket.accept()
+        try:
+            self._reactor.check(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock, address
+
     def _ready(self, mask: int) -> None:
         for _ in range(_TURN):
             try:
-                sock, address = self.listener.socket.accept()
+                sock, address = self._accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:

@@ -61,6 +61,11 @@ class Channel(Owned):
         connected: bool = False,
     ) -> None:
         assert isinstance(bound.address, UDPAddress)
+        try:
+            reactor.check(bound.socket)
+        except BaseException:
+            bound.close()
+            raise
         self._sock = bound.socket
         self.address = bound.address
         self._limit = bound.address.max_datagram

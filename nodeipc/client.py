@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, Optional, Tuple, overload
 from .address import Address, public
 from .asking import CLIENTS_OWN, Asker
 from .config import Config
-from .deadline import NEVER, Deadline
+from .deadline import NEVER, Deadline, wait_for
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
 from .eventqueue import EventIterator, EventQueue
@@ -66,7 +66,7 @@ class Client(Role, Asker):
 
         # Guarded by _lock; no connection's lock is taken inside it.
         self._closing = False
-        self._in_callback: Optional[int] = None  # the thread that runs the callback of connect_to
+        self._in_callback: Optional[int] = None  # the thread that is in connect_to, until the client has begun
         self._destroyed = False
         self._gave_up = False  # destroyed, and not because the application wants it
         self._finished = False  # destroyed, and the handlers have run
@@ -273,11 +273,11 @@ class Client(Role, Asker):
             self._reactor.call(self._abort, error)
             waits(is_done, NEVER)
         with self._lock:
-            self._changed.wait_for(lambda: self._finished, deadline.sooner(handlers).remaining)
+            wait_for(self._changed, lambda: self._finished, deadline.sooner(handlers).remaining)
 
     def _is_destroyed_within(self, timeout: Optional[float]) -> bool:
         with self._lock:
-            return self._changed.wait_for(lambda: self._destroyed, timeout)
+            return wait_for(self._changed, lambda: self._destroyed, timeout)
 
     def _abandon(self) -> None:
         super()._abandon()
@@ -359,11 +359,12 @@ class Client(Role, Asker):
 
     def _add(self, event: str, registration: Registration) -> None:
         # Either _announce sees the registration, or this sees what it announced: both hold the lock.
-        with self._handlers_lock:
+        def insert() -> None:
             self._insert(event, registration)
-            announcement = self._announcements if self._announced else 0
-        if event == 'connect' and announcement:
-            self._strand.post(self._announce_late, registration, announcement)
+            if event == 'connect' and self._announced:
+                self._strand.post(self._announce_late, registration, self._announcements)
+
+        self._change(insert)
         self._waiters_here.hand_over(event, self._post_kept)
 
     def _post_kept(self, socket: Client, type: str, data: Any) -> None:

@@ -634,7 +634,10 @@ class Connection(Owned):
         except ProtocolError as error:
             failure = ProtocolError(error.code, f'{self.name}: {error.args[0]}')
             failure.__cause__ = error.__cause__
-        except Exception as error:  # MemoryError, or a defect: this connection's fault alone
+        except MemoryError as error:
+            failure = MemoryError(f'{self.name}: there is no memory for a message; the connection is closed')
+            failure.__cause__ = error
+        except Exception as error:  # a defect: this connection's fault alone
             failure = error
         if events:
             self.messages_in += len(events)
@@ -762,7 +765,7 @@ class Connection(Owned):
 
 def log_level(error: Exception) -> int:
     """A peer that breaks the rules or loses data is worth a warning; one that goes away is not."""
-    return logging.WARNING if isinstance(error, IPCError) else logging.INFO
+    return logging.WARNING if isinstance(error, (IPCError, MemoryError)) else logging.INFO
 
 
 def _is_writable(sock: socket.socket) -> bool:

@@ -110,6 +110,7 @@ class Connector(Owned):
     def _open(self, family: int) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
+            self._reactor.check(sock)
             sock.setblocking(False)
             interface = self._config.interface
             if isinstance(self._address, TCPAddress):

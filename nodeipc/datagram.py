@@ -220,7 +220,10 @@ class DatagramServer(Server):
         except ProtocolError as error:
             self._drop(ProtocolError(error.code, f'{self._name(sender)}: {error.args[0]}; the datagram is dropped'), peer)
             return
-        except Exception as error:  # MemoryError, or a defect: this datagram's fault alone
+        except MemoryError:
+            self._drop(MemoryError(f'{self._name(sender)}: there is no memory for a datagram; it is dropped'), peer)
+            return
+        except Exception as error:  # a defect: this datagram's fault alone
             self._drop(error, peer)
             return
         if not events:

@@ -74,8 +74,8 @@ class DatagramClient(Client):
     # What every client does in its own way
 
     def _start(self) -> None:
-        self._in_callback = None
         self._reactor.call(self._open)
+        self._in_callback = None
 
     def _carrier(self) -> Optional[Carrier]:
         return None if self._destroyed else self._channel
@@ -125,7 +125,10 @@ class DatagramClient(Client):
         except ProtocolError as error:
             self._dropped_datagrams.add(ProtocolError(error.code, f'{self}: {error.args[0]}; the datagram is dropped'))
             return
-        except Exception as error:  # MemoryError, or a defect: this datagram's fault alone
+        except MemoryError:
+            self._dropped_datagrams.add(MemoryError(f'{self}: there is no memory for a datagram; it is dropped'))
+            return
+        except Exception as error:  # a defect: this datagram's fault alone
             self._dropped_datagrams.add(error)
             return
         if self._waiters_here.is_behind(self) or not self._backlog.has_room(len(datagram)):

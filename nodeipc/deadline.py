@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Optional
+from typing import Any, Callable, Optional
 
 
 class Deadline:
@@ -36,3 +36,16 @@ class Deadline:
 
 
 NEVER = Deadline(None)
+
+
+def wait_for(condition: threading.Condition, predicate: Callable[[], Any], timeout: Optional[float]) -> bool:
+    """As ``condition.wait_for``, but an exception of a signal handler leaves it with the lock held, as others do.
+
+    Or the ``with`` around it would raise another one: RuntimeError, for a lock that it has not to release.
+    """
+    try:
+        return bool(condition.wait_for(predicate, timeout))
+    except BaseException:
+        if not condition._is_owned():  # type: ignore[attr-defined]
+            condition.acquire()
+        raise

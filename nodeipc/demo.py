@@ -26,6 +26,7 @@ from .events import Emitter
 from .instance import IPC
 from .log import render
 from .server import Server, Socket
+from .socketfile import check_path
 
 # What one step may take before the demo is given up: far more than on the slowest machine, and bounded.
 _STEP_SECONDS = 15.0
@@ -48,6 +49,7 @@ def run() -> int:
 
     For the main thread only, because it handles signals.
     """
+    check_path('demo')  # before what Windows has not, either
     with _termination_raises(), _signals(signal.SIG_BLOCK), \
             tempfile.TemporaryDirectory(prefix='nodeipc-demo-') as directory, \
             contextlib.closing(_Stage(directory)) as stage:
@@ -258,7 +260,7 @@ class _Stage:
             player.gone = True
 
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
 
 @contextlib.contextmanager

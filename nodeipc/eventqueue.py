@@ -13,6 +13,7 @@ from typing import Any, Callable, Deque, Dict, FrozenSet, Generic, Iterable, Opt
 
 from .deadline import Deadline
 from .errors import RequestTimeout
+from .reentry import calls_out
 
 S = TypeVar('S')
 Self = TypeVar('Self', bound='EventIterator[Any]')
@@ -203,13 +204,14 @@ class EventQueue(Generic[S]):
             self._sources.clear()
             self.gone = 0
 
+    @calls_out  # waits without a lock
     def wait(self, timeout: Optional[float]) -> bool:
         """Wait until it is worth to `take`; False if that does not come in `timeout` seconds."""
         try:
-            if timeout is None:
-                self._bell.get()
+            if timeout is None or timeout > 0:
+                self._bell.get(timeout=timeout)
             else:
-                self._bell.get(timeout > 0, timeout)
+                self._bell.get(False)  # PyPy takes no timeout then
         except Empty:
             return False
         return True

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, Callable, Dict, Optional, Tuple, TypeVar, overload
+from collections import deque
+from typing import Any, Callable, Deque, Dict, Optional, Tuple, TypeVar, overload
 
 from .log import logger
 from .reentry import calls_out
@@ -76,9 +77,12 @@ class Emitter:
 
     def __init__(self) -> None:
         # Guards changes of _handlers, whose tuples are replaced, never changed, so that a dispatch reads without it.
-        # Innermost: nothing else is locked or called while it is held.
-        self._handlers_lock = threading.Lock()
+        # Only a strand's is taken inside it. Re-entrant, for a signal handler or __del__ that interrupts a change may make
+        # one; it is made after the other.
+        self._handlers_lock = threading.RLock()
         self._handlers: Dict[str, Tuple[Registration, ...]] = {}
+        self._changes: Deque[Callable[[], Any]] = deque()
+        self._is_changing = False
 
     @overload
     def on(self, event: str) -> Callable[[F], F]: ...
@@ -124,14 +128,9 @@ class Emitter:
         A dispatch that has begun is not changed by it.
         """
         check_event(event)
-        with self._handlers_lock:
-            left = () if handler == ANY else tuple(
-                registration for registration in self._handlers.get(event, ()) if registration.function != handler
-            )
-            if left:
-                self._handlers[event] = left
-            else:
-                self._handlers.pop(event, None)
+        self._change(lambda: self._keep_only(event, () if handler == ANY else tuple(
+            registration for registration in self._handlers.get(event, ()) if registration.function != handler
+        )))
 
     def _register(self, event: str, handler: Optional[Handler], once: bool) -> Any:
         check_event(event)
@@ -141,22 +140,41 @@ class Emitter:
         return handler
 
     def _add(self, event: str, registration: Registration) -> None:
+        self._change(lambda: self._insert(event, registration))
+
+    def _change(self, change: Callable[[], Any]) -> None:
+        """Call what changes _handlers: now, or when the change that we have interrupted is made."""
         with self._handlers_lock:
-            self._insert(event, registration)
+            self._changes.append(change)
+            while self._changes and not self._is_changing:
+                self._is_changing = True
+                try:
+                    self._changes.popleft()()
+                finally:
+                    self._is_changing = False
 
     def _insert(self, event: str, registration: Registration) -> None:
         self._handlers[event] = (*self._handlers.get(event, ()), registration)
 
     def _take(self, event: str, registration: Registration) -> bool:
         """Forget a `once` registration; False if another thread was faster."""
-        with self._handlers_lock:
+        taken = []
+
+        def take() -> None:
             before = self._handlers.get(event, ())
             left = tuple(other for other in before if other is not registration)
-            if left:
-                self._handlers[event] = left
-            else:
-                self._handlers.pop(event, None)
-            return len(left) < len(before)
+            if len(left) < len(before):
+                taken.append(registration)
+                self._keep_only(event, left)
+
+        self._change(take)
+        return bool(taken)
+
+    def _keep_only(self, event: str, left: Tuple[Registration, ...]) -> None:
+        if left:
+            self._handlers[event] = left
+        else:
+            self._handlers.pop(event, None)
 
     def _publish(self, type: str, *arguments: Any) -> None:
         """Call the handlers of an event, those of ``'*'`` first as in node-ipc 14. Never raises."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import socket
+import sys
 import threading
 import weakref
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -213,6 +214,7 @@ class IPC:
         if not config.silent:
             config.logger(render(values, config.log_depth, config.log_in_color))
 
+    @calls_out  # waits without a lock
     def wait(self, timeout: Optional[float] = None) -> bool:
         """Block until the instance is closed (True) or `timeout` seconds are over (False).
 
@@ -302,6 +304,7 @@ class IPC:
             except RuntimeError as error:
                 raise RuntimeError(f'{what}: no thread can be started ({error}); end some, or raise the limit') from error
             _open_instances[engine] = self
+            _close_in_child()
         elif engine.closing:
             raise NotConnectedError(f'{self.config.id!r} is being closed; connect or serve again when close() has returned')
         return engine
@@ -311,24 +314,23 @@ class IPC:
         return self._connect(id, udp_address(where.host, where.port, 6 if ':' in where.host else 4), callback)
 
     def _connect(self, id: str, address: Address, callback: Optional[Handler]) -> Client:
+        old: Optional[Client] = None
         try:
             client, old = self._client(id, address)
-        except BaseException:
-            self._detach()
-            raise
-        if callback is not None:
-            try:
-                if old is None:
-                    client._in_callback = threading.get_ident()
+            if callback is not None:
                 call_back(callback, client)
-            except BaseException:
-                if old is None:
-                    client.disconnect()
-                    self._detach(client)
-                raise
-        if old is None:
-            client._start()
-        return client
+            if old is None:
+                client._start()
+            return client
+        except BaseException:
+            if old is None:  # what was made, however far it has come: this may be Ctrl-C
+                made = self._clients.get(id)
+                if made is not None and made._in_callback == threading.get_ident():
+                    made.disconnect()
+                    self._detach(made)
+                else:
+                    self._detach()
+            raise
 
     def _client(self, id: str, address: Address) -> Tuple[Client, Optional[Client]]:
         """Return a client, and it again if it is one that was there before."""
@@ -337,6 +339,7 @@ class IPC:
             old = self._clients.get(id)
             if old is None or not old._usable:
                 client = kind(id, address, self.config, self._running(f'client {id!r} ({address})'), self.log, self._removed)
+                client._in_callback = threading.get_ident()
                 client._engine.endpoints[client] = None
                 self._clients[id] = client
                 return client, None
@@ -455,6 +458,21 @@ def _after_fork() -> None:
         engine.abandon()
     _open_instances.clear()
     end_with_the_handler()
+
+
+# Of the process whose end was seen to, if it is a child of multiprocessing.
+_child: Optional[int] = None
+
+
+def _close_in_child() -> None:
+    """Have a child of multiprocessing deliver what it has emitted: if it was forked, it ends without atexit."""
+    global _child
+    process = sys.modules.get('multiprocessing.process')
+    if process is not None and process.parent_process() is not None and _child != os.getpid():
+        from multiprocessing.util import Finalize
+
+        _child = os.getpid()
+        Finalize(None, _close_all, exitpriority=0)
 
 
 atexit.register(_close_all)

@@ -10,8 +10,10 @@ that. At the end of a turn it runs handlers, and so it may lose the lead there, 
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
+import select
 import selectors
 import socket
 import threading
@@ -19,7 +21,9 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, List, Optional, Set, Tuple
 
+from .deadline import wait_for
 from .log import report_defect
+from .reentry import check_may_wait
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
@@ -69,6 +73,8 @@ class Reactor:
     that say otherwise."""
 
     def __init__(self) -> None:
+        self._stopped = threading.Event()
+        self._ident: Optional[int] = None  # of the thread that leads, while it does: the system reuses them
         self._selector = selectors.DefaultSelector()
         # Whoever calls appends and then, unless the reactor is awake, writes a byte. Appending before looking at _awake, and
         # clearing it before looking into the queues, makes a lost wake-up impossible without a lock. Only the reactor itself
@@ -82,6 +88,11 @@ class Reactor:
         self.may_run: Callable[[], bool] = bool
         self._awake = False
         self._wake_in, self._wake_out = socket.socketpair()
+        try:
+            self.check(self._wake_in)
+        except BaseException:
+            self.close()
+            raise
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector.register(self._wake_in, READ, self._drain_wakeups)
@@ -94,8 +105,6 @@ class Reactor:
         self.wait: Callable[[Callable[[], bool]], bool] = _call
         #: Has another thread lead, if there is one, because the reactor's own has to wait in a handler.
         self.hand_over: Callable[[], bool] = bool
-        self._ident: Optional[int] = None  # of the thread that leads, while it does: the system reuses them
-        self._stopped = threading.Event()
         self._question: Optional[threading.Event] = None  # the last of `answers`
 
     def lead(self) -> bool:
@@ -164,6 +173,15 @@ class Reactor:
         heapq.heappush(self._timers, (time.monotonic() + delay, next(self._timer_numbers), timer))
         return timer
 
+    def check(self, sock: socket.socket) -> None:
+        """Raise OSError if a new socket is one that cannot be watched; any thread."""
+        if isinstance(self._selector, selectors.SelectSelector):
+            try:
+                select.select([sock], [], [], 0)
+            except ValueError as error:  # one such socket would keep all others from being served
+                why = f'this platform has select() only, and that takes no descriptor like {sock.fileno()}'
+                raise OSError(errno.EMFILE, why) from error
+
     def watch(self, sock: socket.socket, old: int, new: int, callback: Callable[[int], Any]) -> None:
         """Change what is awaited of `sock` from `old` to `new`, masks of `READ` and `WRITE`."""
         if old == new:
@@ -183,11 +201,12 @@ class Reactor:
         By another thread; or, if there is none, by itself: that is what lets a handler block with ``workers = 0``. Other
         handlers do not run meanwhile.
         """
+        if predicate():
+            return True
+        check_may_wait()
         if not self.in_thread or self.hand_over():
-            if predicate():
-                return True
             limit = None if timeout is None else min(timeout, threading.TIMEOUT_MAX)
-            return self.wait(lambda: bool(condition.wait_for(predicate, limit)))
+            return self.wait(lambda: wait_for(condition, predicate, limit))
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while not predicate():
@@ -206,6 +225,7 @@ class Reactor:
         """Whether `take`, which waits for the seconds it is given, is true within `timeout`; any thread, as `wait_for`."""
         if take(0):
             return True
+        check_may_wait()
         if not self.in_thread or self.hand_over():
             return self.wait(lambda: take(timeout))
         deadline = None if timeout is None else time.monotonic() + timeout

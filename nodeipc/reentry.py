@@ -32,11 +32,21 @@ def has_interrupted_us() -> bool:
     frame = sys._getframe(1)
     application_above = False
     while frame is not None:
-        if not str(frame.f_globals.get('__name__')).startswith(_PACKAGE):
-            application_above = True
+        name = str(frame.f_globals.get('__name__'))
+        if not name.startswith(_PACKAGE):
+            application_above |= name != 'contextlib'  # which is between a `with` of ours and what is behind it
         elif application_above:
             if frame.f_code not in _calling_out:
                 return True
             application_above = False
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def check_may_wait() -> None:
+    """Raise RuntimeError if the caller has interrupted this library, and what it waits for could wait for that."""
+    if has_interrupted_us():
+        raise RuntimeError(
+            'a signal handler or __del__ that has interrupted a call of this library cannot wait for it; set a flag there '
+            'and do this in the main program'
+        )

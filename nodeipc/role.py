@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Optional, Protocol, Union, overload
 from . import rpc
 from .asking import Asker
 from .config import Config, seconds
-from .deadline import Deadline
+from .deadline import Deadline, wait_for
 from .engine import Endpoint, Engine
 from .errors import ConfigError, ProtocolError
 from .events import ANY, Emitter, F, Registration
@@ -125,7 +125,7 @@ class Role(Emitter, Endpoint):
         if engine is not None and engine.workers.inside:
             raise RuntimeError(f'{self}: wait() in a handler would wait for the handler; call it in the main program')
         with self._lock:
-            return self._changed.wait_for(is_over, Deadline(timeout).remaining)
+            return wait_for(self._changed, is_over, Deadline(timeout).remaining)
 
     def _add(self, event: str, registration: Registration) -> None:
         super()._add(event, registration)
@@ -198,7 +198,8 @@ class Role(Emitter, Endpoint):
     def _abandon(self) -> None:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._handlers_lock = threading.Lock()
+        self._handlers_lock = threading.RLock()
+        self._is_changing = False
         self._waiters_here.abandon(OF_THE_PARENT)
         self._waiters_here = Waiters()
 

@@ -15,10 +15,10 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Set, 
 from .address import Address, Peer, public
 from .asking import SERVERS_OWN, Asker, awaited_types
 from .config import Config
-from .deadline import NEVER, Deadline
+from .deadline import NEVER, Deadline, wait_for
 from .definitions import Definitions
 from .engine import Engine
-from .errors import EmitTimeout, NotConnectedError, ProtocolError
+from .errors import EmitTimeout, NotConnectedError, ProtocolError, retold
 from .eventqueue import EventIterator, EventQueue, Flow
 from .events import ANY, Handler, call_back, max_positional
 from .reentry import calls_out, has_interrupted_us
@@ -322,6 +322,9 @@ class Server(Role):
             bound = self._bind()
             try:
                 door = self._open(bound, engine)
+            except OSError as error:
+                bound.close()
+                raise retold(error, f'{self}: {error.strerror}') from error
             except BaseException:
                 bound.close()
                 raise
@@ -504,7 +507,7 @@ class Server(Role):
 
     def _is_stopped_within(self, run: int, timeout: Optional[float]) -> bool:
         with self._lock:
-            return self._changed.wait_for(lambda: self._state not in _ENDING or self._starts != run, timeout)
+            return wait_for(self._changed, lambda: self._state not in _ENDING or self._starts != run, timeout)
 
     def _abandon(self) -> None:
         super()._abandon()
@@ -527,7 +530,7 @@ class Server(Role):
     def _wait_until(self, take: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
         self._start_first()
         with self._lock:
-            self._changed.wait_for(lambda: self._engine is not None or self._state != 'starting')
+            wait_for(self._changed, lambda: self._engine is not None or self._state != 'starting', None)
             engine = None if self._state == 'stopped' else self._engine
         if engine is not None:
             return engine.reactor.wait_until(take, timeout)  # stop() ends it

@@ -71,10 +71,16 @@ class SocketFile:
         self._removed = True
 
 
+_NO_UNIX_SOCKETS = (
+    'this platform has no Unix sockets, and named pipes, which node-ipc uses here, are not supported; use serve_net and '
+    'connect_to_net'
+)
+
+
 def check_path(path: str) -> None:
     """Raise OSError if no socket can have this path."""
     if not hasattr(socket, 'AF_UNIX'):
-        raise OSError(errno.EAFNOSUPPORT, 'this platform has no Unix sockets; use serve_net and connect_to_net', path)
+        raise OSError(errno.EAFNOSUPPORT, _NO_UNIX_SOCKETS, path)
     abstract = path.startswith('\0')
     if abstract and not sys.platform.startswith('linux'):
         raise OSError(errno.EINVAL, 'abstract socket names exist on Linux only; use a path', path)

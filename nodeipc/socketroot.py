@@ -155,7 +155,8 @@ def _secured_root(root: str) -> int:
         os.close(directory)
         if error.filename is not None:
             raise
-        raise OSError(error.errno, f'cannot secure the socket root: {error.strerror}', root) from error
+        what_to_do = advice(error, 'make it 0700 yourself, or choose another config.socket_root')
+        raise OSError(error.errno, f'cannot secure the socket root: {error.strerror}; {what_to_do}', root) from error
     except BaseException:
         os.close(directory)
         raise

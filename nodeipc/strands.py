@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Callable, Deque, Iterable, Optional, Protocol, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, Iterable, List, Optional, Protocol, Tuple
 
 from .log import logger, report_defect
 
@@ -55,7 +55,7 @@ class Strand:
     up, so that its connection can stop reading meanwhile.
     """
 
-    __slots__ = ('_full', '_items', '_load', '_lock', '_scheduled', '_workers', 'deliver', 'on_drained', 'outlet')
+    __slots__ = ('_full', '_idle', '_items', '_load', '_lock', '_workers', 'deliver', 'on_drained', 'outlet')
 
     def __init__(self, workers: Workers, deliver: Callable[..., Any]) -> None:
         self._workers = workers
@@ -63,17 +63,19 @@ class Strand:
         self.on_drained: Optional[Callable[[], Any]] = None
         #: Of the connection whose events these are: answers to several of them may leave together.
         self.outlet: Optional[Outlet] = None
-        # Guards _scheduled, _load and _full, and the decision that there is nothing left to do. Innermost.
-        self._lock = threading.Lock()
         self._items: Deque[Tuple[Any, ...]] = deque()
-        self._scheduled = False
+        # One element, unless the strand runs or is about to. Whoever takes it out, by one operation that the interpreter
+        # makes atomic, has the strand run: also code that interrupts somebody who does.
+        self._idle: List[None] = [None]
+        # Guards _load and _full. Innermost. Re-entrant, for what interrupts a holder may post events.
+        self._lock = threading.RLock()
         self._load = 0  # bytes posted since the strand was last empty
         self._full = False
 
     @property
     def is_idle(self) -> bool:
         """Whether all that was posted is done."""
-        return not self._scheduled
+        return bool(self._idle)
 
     @property
     def is_full(self) -> bool:
@@ -82,12 +84,9 @@ class Strand:
 
     def post(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have `function` called in turn; any thread."""
-        with self._lock:
-            self._items.append((function, *arguments))
-            if self._scheduled:
-                return
-            self._scheduled = True
-        self._workers.submit(self)
+        self._items.append((function, *arguments))
+        if self._take():
+            self._workers.submit(self)
 
     def post_events(self, events: Iterable[Tuple[Any, ...]], size: int) -> bool:
         """Have `events`, which came as `size` bytes, delivered in turn; True when the strand is behind."""
@@ -95,10 +94,8 @@ class Strand:
             self._items.extend(events)
             self._load += size
             self._full = full = self._load > _HIGH_WATER_BYTES
-            if self._scheduled:
-                return full
-            self._scheduled = True
-        self._workers.submit(self)
+        if self._take():
+            self._workers.submit(self)
         return full
 
     def run(self, by_leader: bool, began: float, joins: bool) -> int:
@@ -139,7 +136,6 @@ class Strand:
             with self._lock:
                 if items:
                     continue
-                self._scheduled = False
                 self._load = 0
                 drained, self._full = self._full, False
             on_drained = self.on_drained  # once: the reactor thread may take it away
@@ -148,15 +144,26 @@ class Strand:
                     on_drained()
                 except BaseException:
                     report_defect(on_drained, 'a worker thread')
-            return done
+            if self._rest():
+                return done
 
     def resume(self) -> None:
         """Go on after a `run` that raised."""
-        with self._lock:
-            self._scheduled = bool(self._items)
-            if not self._scheduled:
-                return
-        self._workers.submit(self)
+        if not self._rest():
+            self._workers.submit(self)
+
+    def _take(self) -> bool:
+        """Whether it is for the caller to have the strand run."""
+        try:
+            self._idle.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _rest(self) -> bool:
+        """Let others have it run; False if something has come meanwhile, and it is for the caller to go on."""
+        self._idle.append(None)
+        return not (self._items and self._take())
 
     def _cork(self) -> Optional[Outlet]:
         """Return the outlet, corked; None if there is none, or nobody to uncork it when a handler is stuck."""

@@ -139,8 +139,8 @@ class StreamClient(Client, Owner):
             raise ConfigError(f'unix:{path}: this system does not tell who serves, so config.server_uid cannot be kept')
 
     def _start(self) -> None:
-        self._in_callback = None
         self._reactor.call(self._attempt)
+        self._in_callback = None
 
     def _abandon(self) -> None:
         super()._abandon()

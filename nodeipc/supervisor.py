@@ -216,6 +216,9 @@ class _Alarm:
 
     def _rings(self, output: Optional[int]) -> Iterator[int]:
         """Yield 0 or the numbers of signals; end when the reader of the output has left."""
+        if not hasattr(select, 'poll'):
+            while select.select([self._in], (), ()):
+                yield from self._in.recv(64)
         poll = select.poll()
         poll.register(self._in, select.POLLIN)
         if output is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterator, Optional
 
 from .client import Client
 from .connection import Connection
-from .deadline import NEVER, Deadline
+from .deadline import NEVER, Deadline, wait_for
 from .errors import EmitTimeout, NotConnectedError
 from .reactor import Timer
 from .reentry import has_interrupted_us
@@ -212,7 +212,7 @@ class SyncClient(StreamClient):
         if self._engine.must_not_wait:
             return
         with self._lock:
-            self._changed.wait_for(lambda: not self._queued or self._destroyed, deadline.sooner(handlers).remaining)
+            wait_for(self._changed, lambda: not self._queued or self._destroyed, deadline.sooner(handlers).remaining)
         self._reactor.call(super()._goodbye)
         super()._wait_goodbye(deadline, handlers)
 

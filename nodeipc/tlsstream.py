@@ -222,6 +222,10 @@ class TLSStream:
                 sent += taken
         except ssl.SSLWantReadError:
             self._waits_for_peer = True
+        except OSError:
+            if not sent:
+                raise
+            # What has left must not be sent again, by another connection; the next call fails as this one.
         return sent
 
     def _receive(self, size: int) -> None:

@@ -16,6 +16,7 @@ from . import rpc
 from .errors import NotConnectedError
 from .eventqueue import HIGH_WATER_BYTES, EventQueue, Flow
 from .events import ANY
+from .reentry import calls_out
 from .wire import Event
 
 # The objects that stand for an event, however small it is.
@@ -47,6 +48,7 @@ class Waiter:
         self._wake.acquire(False)
         self.failure = None
 
+    @calls_out  # waits without a lock
     def wait(self, timeout: Optional[float]) -> bool:
         """Whether it was told, within `timeout` seconds."""
         return self._wake.acquire(timeout=-1) if timeout is None else self._wake.acquire(timeout > 0, timeout or -1)
@@ -76,6 +78,8 @@ class Waiters:
         self._kept: Optional[List[Tuple[Any, str, Any]]] = None
         self._kept_size = 0
         self._asked: Set[str] = set()
+        # Whether who holds the lock gives or takes away places: who interrupts that and stands has arrived, for the next.
+        self._is_changing = False
 
     @property
     def is_awaited(self) -> bool:
@@ -117,18 +121,28 @@ class Waiters:
     def settle(self) -> None:
         """Give those who have arrived their places; or tell them why nothing will come any more."""
         with self._lock:
-            while self._arrived:
-                waiter = self._arrived[0]  # until it has its place, or somebody who looks without the lock would see nobody
-                if waiter.kind is self.calls:
-                    self.calls[waiter.key] = waiter
-                else:
-                    line = waiter.kind.get(waiter.key)
-                    if line is None:
-                        line = waiter.kind[waiter.key] = deque()
-                    line.append(waiter)
-                self._arrived.popleft()
+            if self._is_changing:
+                return
+            self._is_changing = True
+            try:
+                while self._arrived:
+                    self._place(self._arrived[0])  # until then there, or who looks without the lock would see nobody
+                    self._arrived.popleft()
+            finally:
+                self._is_changing = False
             if self._gone is not None:
                 self.fail(self._gone)
+
+    def _place(self, waiter: Waiter) -> None:
+        if waiter.abandoned:
+            return
+        if waiter.kind is self.calls:
+            self.calls[waiter.key] = waiter
+        else:
+            line = waiter.kind.get(waiter.key)
+            if line is None:
+                line = waiter.kind[waiter.key] = deque()
+            line.append(waiter)
 
     def new_request(self, reply: str) -> Waiter:
         """Return one who will wait for an answer of the type `reply`; what was kept is none."""
@@ -142,15 +156,19 @@ class Waiters:
         waiter.abandoned = True  # first: if Ctrl-C comes now, it is passed over when its turn comes
         with self._lock:
             self.settle()
-            if waiter.kind is self.calls:
-                self.calls.pop(waiter.key, None)
-                return
-            line = waiter.kind.get(waiter.key)
-            if line is not None:
-                if waiter in line:
-                    line.remove(waiter)
-                if not line:
-                    waiter.kind.pop(waiter.key, None)
+            before, self._is_changing = self._is_changing, True
+            try:
+                if waiter.kind is self.calls:
+                    self.calls.pop(waiter.key, None)
+                    return
+                line = waiter.kind.get(waiter.key)
+                if line is not None:
+                    if waiter in line:
+                        line.remove(waiter)
+                    if not line:
+                        waiter.kind.pop(waiter.key, None)
+            finally:
+                self._is_changing = before
 
     def add(self, queue: EventQueue[Any]) -> None:
         """Have `queue` collect what it wants; of what was kept, too."""
@@ -296,14 +314,20 @@ class Waiters:
     def fail(self, why: str) -> None:
         """Let those who wait for one event know that it will not come."""
         with self._lock:
-            waiting: List[Waiter] = list(self.calls.values())
-            while self._arrived:
-                waiting.append(self._arrived.popleft())
-            for kind in (self.requests, self.waits):
-                for line in kind.values():
-                    waiting.extend(line)
-                kind.clear()
-            self.calls.clear()
+            if self._is_changing:
+                return  # it is finish() that we have interrupted with: settle() tells them
+            self._is_changing = True
+            try:
+                waiting: List[Waiter] = list(self.calls.values())
+                while self._arrived:
+                    waiting.append(self._arrived.popleft())
+                for kind in (self.requests, self.waits):
+                    for line in kind.values():
+                        waiting.extend(line)
+                    kind.clear()
+                self.calls.clear()
+            finally:
+                self._is_changing = False
             for waiter in waiting:
                 waiter.tell(failure=why)
 

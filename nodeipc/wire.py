@@ -347,8 +347,8 @@ class Decoder:
                 if type.__class__ is not str:
                     return None
                 events.append((type, value.get('data', {})))  # a new dict: it becomes the handler's
-        except (LookupError, TypeError, ValueError, RecursionError, StopIteration):
-            return None  # _split() knows why
+        except (LookupError, TypeError, ValueError, RecursionError, StopIteration, MemoryError):
+            return None  # _split() knows why, and of which frame
         self._partial += rest
         return events
 

@@ -15,12 +15,15 @@ import pytest
 
 import nodeipc
 
+from . import platforms
 from .certificates import Certificates
 
 # Programs, each of which imports what the others need.
 collect_ignore_glob = ['benchmarks/peers/*']
 
 _SECONDS = 20.0
+
+platforms.prepare()
 
 # Started in the background (make test &, nohup make test), we and our children would ignore signals that tests send.
 for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -193,7 +193,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 ipc.close()
 """
     run = subprocess.run(
-        [sys.executable, '-c', script], capture_output=True, text=True, check=True, timeout=60,
+        [sys.executable, '-S', '-c', script], capture_output=True, text=True, check=True, timeout=60,
         env={**os.environ, 'PYTHONPATH': os.getcwd()},
     )  # fmt: skip
     code, grown = run.stdout.split()

@@ -228,7 +228,7 @@ sys.exit(cli.main(['demo']))
 def test_ctrl_c_ends_the_demo_quietly(moment: str, act: str, start: Any) -> None:
     if act == 'tls' and shutil.which('openssl') is None:
         pytest.skip('the openssl command is not here to make certificates with')
-    process = start(sys.executable, '-c', FROM, act) if act else start()
+    process = start(sys.executable, '-S', '-c', FROM, act) if act else start()
     assert any(moment in line for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does
     output, errors = process.communicate(timeout=SECONDS)
@@ -334,7 +334,7 @@ demo._main(*sys.argv[1:])
         monkeypatch.setattr(demo, '_STEP_SECONDS', 0.3)
         stage.wait_for(hello, 'round trip')
 
-    monkeypatch.setattr(demo, '_COMMAND', (sys.executable, '-c', program))
+    monkeypatch.setattr(demo, '_COMMAND', (sys.executable, '-S', '-c', program))
     monkeypatch.setattr(demo, '_play', play)
     assert demo.run() == 1
     output, errors = capsys.readouterr()

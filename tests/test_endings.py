@@ -28,7 +28,8 @@ def impatient() -> Iterator[None]:
 
 def script(text: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, '-S', '-W', 'error', '-c', text, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, '-S', '-W', 'error', '-c', text, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, 'PYTHONPATH': os.getcwd()},
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ class Program:
         self.errors = output.with_suffix('.err')
         with output.open('wb') as stdout, self.errors.open('wb') as stderr:
             self.process = subprocess.Popen(
-                (sys.executable, '-X', 'dev', '-W', 'error', *command),
+                (sys.executable, '-S', '-X', 'dev', '-W', 'error', *command),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -63,11 +63,17 @@ class Program:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Run an example: its path below examples/, and its arguments."""
+    """Run an example: its path below examples/, and its arguments; `quicker` replaces a time in a copy of it."""
     programs: List[Program] = []
 
-    def run_example(path: str, *arguments: str) -> Program:
-        program = Program(tmp_path / f'{len(programs)}.out', f'examples/{path}', *arguments)
+    def run_example(path: str, *arguments: str, quicker: Tuple[str, str] = ('', '')) -> Program:
+        path = f'examples/{path}'
+        if quicker != ('', ''):  # what it waits for, and what it is to wait for instead
+            text = (ROOT / path).read_text()
+            assert quicker[0] in text
+            path = str(tmp_path / f'{len(programs)}.py')
+            Path(path).write_text(text.replace(*quicker))
+        program = Program(tmp_path / f'{len(programs)}.out', path, *arguments)
         programs.append(program)
         return program
 
@@ -155,8 +161,8 @@ def test_over_tls_each_of_the_two_knows_who_the_other_is(run: Any, tmp_path: Pat
 
 
 def test_hello_finds_a_world_that_comes_later_or_comes_back(run: Any) -> None:
-    hello = run('unix/hello_client.py')
-    conversation = ['## connected to world ## 1500', 'got a message from world :  hello world!']
+    hello = run('unix/hello_client.py', quicker=('retry = 1500', 'retry = 150'))
+    conversation = ['## connected to world ## 150', 'got a message from world :  hello world!']
     world = run('unix/world_server.py')
     hello.says(*conversation)
     world.interrupt()
@@ -335,7 +341,7 @@ def test_a_malformed_line_closes_only_its_connection(line_server: Tuple[Program,
 
 
 def test_a_sync_client_asks_when_the_last_was_answered(run: Any) -> None:
-    world = run('sync/world_server.py')
+    world = run('sync/world_server.py', quicker=('Timer(0.5,', 'Timer(0.1,'))  # still longer than a request takes to come
     eventually(is_listening)
     hello = run('sync/hello_client.py')
     conversation = [

@@ -31,10 +31,11 @@ def test_a_handler_that_falls_behind_makes_its_peers_emit_block(pair: Any) -> No
 
     world.start()
     client = world.connect(max_pending_bytes=MIB)
+    assert client.wait_connected(20)
     sent = 0
     with pytest.raises(EmitTimeout, match=r"client 'world' .* takes no more.*max_pending_bytes"):
         for _ in range(1000):
-            client.emit('block', BLOCK, timeout=0.3)
+            client.emit('block', BLOCK, timeout=0.1)
             sent += 1
     # The client's queue, the system's buffers, what the server read ahead: a few megabytes, and not the thousand blocks.
     assert sent < 200
@@ -52,10 +53,12 @@ def test_a_large_event_counts_whole_however_many_chunks_it_came_in(pair: Any) ->
     world.server.on('block', lambda: gate.wait(30))
     world.start()
     client = world.connect(max_pending_bytes=MIB)
+    assert client.wait_connected(20)
     with pytest.raises(EmitTimeout):
         for _ in range(20):
-            client.emit('block', 'x' * MIB, timeout=0.3)
+            client.emit('block', 'x' * MIB, timeout=0.1)
     try:
+        eventually(lambda: world.server.stats()['messages_in'])
         assert world.server.stats()['messages_in'] == 1
     finally:
         gate.set()
@@ -67,9 +70,10 @@ def test_small_events_are_bounded_too(pair: Any) -> None:
     world.server.on('n', lambda: gate.wait(30))
     world.start()
     client = world.connect(max_pending_bytes=100_000)
+    assert client.wait_connected(20)
     with pytest.raises(EmitTimeout):
         while True:
-            client.emit('n', 'x' * 40, timeout=0.3)
+            client.emit('n', 'x' * 40, timeout=0.1)
     try:
         assert world.server.stats()['bytes_in'] < MIB
     finally:
@@ -87,9 +91,10 @@ def test_other_connections_are_served_while_one_is_behind(pair: Any) -> None:
     world.server.on('ask', lambda data, socket: socket.emit('answer', data))
     world.start()
     slow = world.connect(max_pending_bytes=MIB)
+    assert slow.wait_connected(20)
     with pytest.raises(EmitTimeout):
         for _ in range(1000):
-            slow.emit('block', BLOCK, timeout=0.2)
+            slow.emit('block', BLOCK, timeout=0.1)
     log = Log()
     other = world.connect(log)
     for number in range(50):
@@ -112,7 +117,7 @@ def test_a_client_that_never_reads_costs_its_emitter_a_timeout_and_others_nothin
     _, (socket,) = log.wait('connect', 2)
     with pytest.raises(EmitTimeout, match='a client of server .* takes no more'):
         for _ in range(1000):
-            deaf_socket.emit('block', BLOCK, timeout=0.2)
+            deaf_socket.emit('block', BLOCK, timeout=0.1)
     assert deaf_socket.pending_bytes <= MIB + len(BLOCK) + 100
     socket.emit('block', 'fine')
     assert answers.wait('block') == [('fine',)]
@@ -216,7 +221,7 @@ def test_thirty_megabytes_broadcast_in_a_loop_reach_every_client_that_reads(pair
 
 
 def test_a_broadcast_waits_for_the_slow_and_cuts_off_the_stuck(pair: Any) -> None:
-    world = pair(max_pending_bytes=MIB, stall_timeout=400)
+    world = pair(max_pending_bytes=MIB, stall_timeout=300)
     log = Log()
     world.server.on('*', log)
     world.start()
@@ -239,9 +244,9 @@ def test_a_broadcast_waits_for_the_slow_and_cuts_off_the_stuck(pair: Any) -> Non
 
     reader = threading.Thread(target=read_slowly)
     reader.start()
-    for _ in range(120):
+    for _ in range(80):
         world.server.broadcast('block', BLOCK)
-    counts.wait('block', 120)
+    counts.wait('block', 80)
     ((error, socket),) = log.wait('error')
     assert isinstance(error, ProtocolError)
     assert error.code == 'ERR_IPC_BACKPRESSURE'
@@ -250,7 +255,7 @@ def test_a_broadcast_waits_for_the_slow_and_cuts_off_the_stuck(pair: Any) -> Non
     log.wait('socket.disconnected')
     assert not stuck_socket.connected
     frame = len(b'{"type":"block","data":""}\f') + len(BLOCK)
-    eventually(lambda: received[0] == 120 * frame, 60)
+    eventually(lambda: received[0] == 80 * frame, 60)
     stop.set()
     world.server.stop()
     reader.join(10)
@@ -414,7 +419,7 @@ def test_flush_tells_of_what_was_lost_before_it_was_called(pair: Any) -> None:
 
 
 def test_a_broadcast_does_not_cut_off_a_client_that_reads_slowly(pair: Any) -> None:
-    world = pair(max_pending_bytes=1, stall_timeout=500)
+    world = pair(max_pending_bytes=1, stall_timeout=250)
     log = Log()
     world.server.on('*', log)
     world.start()
@@ -433,7 +438,7 @@ def test_a_broadcast_does_not_cut_off_a_client_that_reads_slowly(pair: Any) -> N
     reader = threading.Thread(target=read_slowly)
     reader.start()
     # On a Unix socket a read gets half of what it asks for.
-    world.server.broadcast('block', 'x' * (6_000_000 if world.transport == 'unix' else 12_000_000))
+    world.server.broadcast('block', 'x' * (3_000_000 if world.transport == 'unix' else 6_000_000))
     reader.join(60)
     assert done.is_set()
     assert log.of('error') == []
@@ -441,7 +446,7 @@ def test_a_broadcast_does_not_cut_off_a_client_that_reads_slowly(pair: Any) -> N
 
 
 def test_many_stuck_clients_cost_a_broadcast_one_stall_timeout(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = pair(max_pending_bytes=1, stall_timeout=300)
+    world = pair(max_pending_bytes=1, stall_timeout=150)
     log = Log()
     world.server.on('*', log)
     world.start()
@@ -455,9 +460,10 @@ def test_many_stuck_clients_cost_a_broadcast_one_stall_timeout(pair: Any, monkey
         return wait(self, predicate, timeout)
 
     monkeypatch.setattr(Connection, '_wait', counting)
+    monkeypatch.setattr('nodeipc.reentry.has_interrupted_us', lambda: False)  # we have not, but it looks like that
     world.server.broadcast('block', 'x' * 10_000_000)
     log.wait('error', 6)
-    assert sum(waits) < 2 * 0.3
+    assert sum(waits) < 2 * 0.15
     for sock in stuck:
         sock.close()
 
@@ -522,7 +528,7 @@ def test_clients_that_went_count_until_their_events_are_handled(pair: Any) -> No
 
 
 def test_a_broadcast_cuts_off_a_client_that_reads_for_a_while_and_then_stops(pair: Any) -> None:
-    world = pair(max_pending_bytes=1, stall_timeout=300)
+    world = pair(max_pending_bytes=1, stall_timeout=200)
     log = Log()
     world.server.on('*', log)
     world.start()
@@ -535,7 +541,7 @@ def test_a_broadcast_cuts_off_a_client_that_reads_for_a_while_and_then_stops(pai
 
     reader = threading.Thread(target=read_some)
     reader.start()
-    world.server.broadcast('block', 'x' * 20_000_000)
+    world.server.broadcast('block', 'x' * 12_000_000)
     reader.join(20)
     assert log.wait('error')[0][0].code == 'ERR_IPC_BACKPRESSURE'
     tired.close()

@@ -60,7 +60,7 @@ def test_emit_before_the_end_of_a_script_is_delivered(pair: Any, end: str) -> No
         f'client.emit("message", "y" * 3_000_000)\n{end}\n'
     )
     process = subprocess.run(
-        [sys.executable, '-X', 'dev', '-W', 'error', '-c', script],
+        [sys.executable, '-S', '-X', 'dev', '-W', 'error', '-c', script],
         env={**os.environ, 'PYTHONPATH': os.getcwd()},
         capture_output=True,
         timeout=60,
@@ -116,7 +116,7 @@ def test_unread_input_does_not_destroy_what_was_emitted(pair: Any) -> None:
         got.clear()
         client = world.connect()
         busy = threading.Event()
-        client.on('flood', lambda data, busy=busy: busy.wait(0.2))
+        client.on('flood', lambda data, busy=busy: busy.wait(0.05))
         for number in range(30):
             client.emit('message', [count, number])
         client.emit('message', 'y' * 1_000_000)
@@ -287,7 +287,7 @@ def test_two_handlers_may_stop_the_server_at_once(pair: Any) -> None:
 
 
 def test_goodbye_to_a_peer_that_takes_nothing_is_bounded_and_reported(pair: Any) -> None:
-    world = pair(stall_timeout=200, max_pending_bytes=20_000_000)
+    world = pair(stall_timeout=100, max_pending_bytes=20_000_000)
     log = Log()
     world.server.on('*', log)
     world.start()
@@ -445,7 +445,7 @@ def test_nothing_is_handled_after_a_handlers_disconnect(pair: Any) -> None:
 
 def test_a_client_that_reads_nothing_does_not_keep_its_handlers_and_with_them_the_server(pair: Any) -> None:
     """The handler would wait for ever, and for each of the messages that have arrived."""
-    world = pair(stall_timeout=200, emit_timeout=None, max_pending_bytes=10_000)
+    world = pair(stall_timeout=100, emit_timeout=None, max_pending_bytes=10_000)
     log = Log()
     world.server.on('*', log)
     world.server.on('more', lambda data, socket: [socket.emit('answer', 'x' * 100_000) for _ in range(100)])

@@ -545,7 +545,7 @@ def test_a_collected_object_that_emits_and_waits_holds_up_nobody(world: Any, mon
         assert peer.next() == ('answer', 1)
     finally:
         gc.enable()
-    assert [type(outcome) for outcome in outcomes] == [EmitTimeout]
+    assert [type(outcome) for outcome in outcomes] == [RuntimeError], outcomes  # it may not wait there
 
 
 # How many run at once
@@ -948,7 +948,7 @@ def test_close_while_a_handler_is_stuck_ends_with_its_timeout(world: Any, worker
 def test_close_leaves_nothing_whenever_it_comes(make: Any) -> None:
     rng = random.Random(5)
     before = threading.active_count()
-    for number in range(100):
+    for number in range(60):
         ipc = make(workers=rng.choice([1, 2, 4]))
         pause = rng.choice([0, 0, 0.004, 0.006, 0.008])
 
@@ -1401,7 +1401,7 @@ def test_everything_at_once(world: Any, workers: int, frequent_switches: None) -
     def talk(seed: int) -> None:
         mine = random.Random(seed)
         try:
-            for _ in range(5):
+            for _ in range(3):
                 peer = here.peer()
                 with peer.sock:
                     number, ends = 0, False

@@ -186,7 +186,7 @@ def test_a_directory_without_permission_is_said_clearly_to_another_user(tmp_path
     )
     try:
         run = subprocess.run(
-            [sys.executable, '-c', script], capture_output=True, text=True, check=False,
+            [sys.executable, '-S', '-c', script], capture_output=True, text=True, check=False,
             env={**os.environ, 'PYTHONPATH': os.getcwd()}, timeout=30,
         )  # fmt: skip
     finally:
@@ -394,7 +394,7 @@ def test_a_failed_start_leaves_nothing(make: Any, root: Path) -> None:
 def test_the_file_of_a_server_is_removed_at_the_end_of_the_script(root: Path) -> None:
     script = "import nodeipc; nodeipc.IPC(id='world').serve().start()"
     subprocess.run(
-        [sys.executable, '-c', script], check=True, timeout=30, env={**os.environ, 'PYTHONPATH': os.getcwd()}
+        [sys.executable, '-S', '-c', script], check=True, timeout=30, env={**os.environ, 'PYTHONPATH': os.getcwd()}
     )
     assert root.is_dir()
     assert list(root.iterdir()) == []

@@ -87,6 +87,7 @@ def test_start_is_handled_before_anybody_is_accepted(pair: Any) -> None:
     world.start()
     client = world.connect()
     client.emit('message', 1)  # the kernel has it
+    log.wait('start')
     assert [event[0] for event in log.events] == ['start']
     gate.set()
     log.wait('message')
@@ -716,7 +717,7 @@ client.close()
 ipc.close()
 """
     run = subprocess.run(
-        [sys.executable, '-c', program], capture_output=True, text=True, check=False, timeout=60,
+        [sys.executable, '-S', '-c', program], capture_output=True, text=True, check=False, timeout=60,
         env={**os.environ, 'PYTHONPATH': os.getcwd()},
     )  # fmt: skip
     assert 'Too many open files' in run.stdout, run.stderr

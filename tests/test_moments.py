@@ -22,9 +22,9 @@ from .conftest import Log, eventually
 
 
 def waits(reactor: Reactor) -> None:
-    """Do what the emit of a ``__del__`` does when there is no room."""
+    """Do what the emit of a ``__del__`` does when there is no room: it is refused."""
     condition = threading.Condition()
-    with condition:
+    with condition, pytest.raises(RuntimeError):
         reactor.wait_for(condition, lambda: False, 0.05)
 
 
@@ -78,6 +78,7 @@ def test_a_failure_on_the_way_of_events_costs_one_connection_at_most(
     world = pair()
     world.server.on('ask', lambda data, sock: sock.emit('answer', data))
     world.start()
+    monkeypatch.setattr('nodeipc.workers._SLOW_SECONDS', 20.0)  # or another thread might run it, and join nothing
     failed = threading.Event()
     write, run = Connection._write_joined, Strand.run
 

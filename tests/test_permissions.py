@@ -127,7 +127,7 @@ class OtherUser:
 
     def __init__(self, uid: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, '-c', OTHER_USER, str(uid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, '-S', '-c', OTHER_USER, str(uid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, 'PYTHONPATH': os.getcwd()},
         )  # fmt: skip
 
@@ -1035,6 +1035,7 @@ def test_a_relative_path_from_a_directory_that_is_gone_is_named(tmp_path: Path) 
     )
     environment = {**os.environ, 'PYTHONPATH': os.path.dirname(os.path.dirname(socketroot.__file__))}
     done = subprocess.run(
-        [sys.executable, '-c', program], cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, timeout=60, check=True
+        [sys.executable, '-S', '-c', program],
+        cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, timeout=60, check=True,
     )
     assert done.stdout.decode().endswith("a relative path starts from is gone; give an absolute one: 'x.sock'\n")

@@ -61,7 +61,7 @@ if descriptor != '3':
     os.close(int(descriptor))
 os.environ['LISTEN_PID'] = str(os.getpid()) if pid == 'self' else pid
 os.environ['LISTEN_FDS'] = count
-os.execv(sys.executable, [sys.executable, '-X', 'dev', '-W', 'error', *command])
+os.execv(sys.executable, [sys.executable, '-S', '-X', 'dev', '-W', 'error', *command])
 """
 
 # Has a running server and client, and a child that serves and connects, too, until it is told to end.
@@ -181,7 +181,7 @@ class Program:
         dev = [] if forks and sys.version_info < (3, 9) else ['-X', 'dev']
         with output.open('wb') as stdout, self.errors.open('wb') as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, *dev, '-W', 'error', *command],
+                [sys.executable, '-S', *dev, '-W', 'error', *command],
                 stdin=subprocess.PIPE,
                 stdout=stdout,
                 stderr=stderr,

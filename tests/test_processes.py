@@ -30,7 +30,7 @@ def run(script: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     # CPython 3.8 under -X dev crashes in the child of any fork, with or without this library.
     dev = [] if 'os.fork' in script and sys.version_info < (3, 9) else ['-X', 'dev']
     return subprocess.run(
-        [sys.executable, *dev, '-W', 'error', '-c', script], capture_output=True, text=True, check=False,
+        [sys.executable, '-S', *dev, '-W', 'error', '-c', script], capture_output=True, text=True, check=False,
         env={**os.environ, 'PYTHONPATH': os.getcwd()}, timeout=timeout,
     )  # fmt: skip
 
@@ -330,7 +330,7 @@ def test_ctrl_c_interrupts_what_waits(make: Any, pair: Any, monkeypatch: pytest.
             lambda: server.emit(('name.invalid', 9), 'x', timeout=30),
             lambda: client.emit('ask', 2, timeout=30),
         ):
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
             with pytest.raises(KeyboardInterrupt):
                 wait()
     finally:
@@ -425,7 +425,7 @@ def test_ctrl_c_interrupts_a_blocked_emit_and_the_connection_survives(pair: Any)
     client = world.connect(max_pending_bytes=100_000)
     sent = 0
     previous = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    signal.setitimer(signal.ITIMER_REAL, 0.25)
     try:
         with pytest.raises(KeyboardInterrupt):
             while True:

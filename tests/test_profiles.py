@@ -855,17 +855,17 @@ def drip(raw: socket.socket) -> float:
 
 @pytest.mark.parametrize('kind', TIMED)
 def test_a_message_that_drips_is_cut_off_in_time(face: Any, kind: str, lines: List[str]) -> None:
-    end = face(kind, message_timeout=150)
+    end = face(kind, message_timeout=100)
     bystander = end.another()
     end.raw.sendall(GOOD)
     end.log.wait('message')
     assert end.connection._clock._began is None  # nothing runs between messages
-    time.sleep(0.2)
-    assert drip(end.raw) >= 0.15
+    time.sleep(0.12)
+    assert drip(end.raw) >= 0.1
     error = end.error()
     assert error.code == 'ERR_IPC_MESSAGE_TIMEOUT'
     assert 'config.message_timeout' in str(error)
-    assert '0.15 s after its first byte' in str(error)
+    assert '0.1 s after its first byte' in str(error)
     assert lines == [str(error)]
     assert end.messages == ['good']
     assert bystander.is_served()
@@ -919,7 +919,7 @@ def test_a_message_in_a_thousand_pieces_is_whole_if_it_is_in_time(face: Any, sid
 
 @pytest.mark.parametrize('side', ['server', 'client'])
 def test_nobody_is_late_while_our_own_handlers_are(face: Any, side: str) -> None:
-    end = face(f'{side} unix guarded', message_timeout=150)
+    end = face(f'{side} unix guarded', message_timeout=100)
     gate = threading.Event()
     end.endpoint.on('block', lambda: gate.wait(30))
     block = frame('block', 'x' * 9_000)
@@ -928,7 +928,7 @@ def test_nobody_is_late_while_our_own_handlers_are(face: Any, side: str) -> None
     try:
         eventually(lambda: not end.connection._reading)
         assert end.connection._decoder.is_inside_frame  # what was read ends in the middle of a message
-        time.sleep(0.35)
+        time.sleep(0.22)
         assert not end.errors
         assert end.connection.is_open
     finally:

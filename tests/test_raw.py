@@ -169,9 +169,10 @@ def test_a_slow_handler_makes_a_raw_peer_wait(pair: Any) -> None:
     world.server.on('data', lambda: gate.wait(30))
     world.start()
     client = world.connect(raw_buffer=True, max_pending_bytes=100_000)
+    assert client.wait_connected(20)
     with pytest.raises(EmitTimeout):
         for _ in range(10_000):
-            client.emit(b'x' * 10_000, timeout=0.3)
+            client.emit(b'x' * 10_000, timeout=0.1)
     try:
         assert world.server.stats()['bytes_in'] < 2 << 20
     finally:

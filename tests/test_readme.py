@@ -36,7 +36,7 @@ SECONDS = 30.0
 # Scenes at a time: their processes wait for each other more than they compute.
 SCENES = 4
 
-PYTHON = (sys.executable, '-X', 'dev', '-W', 'error')
+PYTHON = (sys.executable, '-S', '-X', 'dev', '-W', 'error')
 
 
 # Reading
@@ -248,7 +248,7 @@ class Scene:
         self.file(block)
         assert block.name is not None
         options = ['-q', '-p', 'no:cacheprovider', '--rootdir', str(self._directory)]
-        self._run(block, block.name, [*PYTHON, '-m', 'pytest', *options, block.name])
+        self._run(block, block.name, [sys.executable, *PYTHON[2:], '-m', 'pytest', *options, block.name])
         assert re.search(r'\b[1-9]\d* passed', self._programs[-1].said), f'{block} has no test'
 
     def shell(self, block: Block) -> None:

@@ -39,7 +39,9 @@ class WorldProcess:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, '-c', WORLD, self.where], stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': os.getcwd()}
+            [sys.executable, '-S', '-c', WORLD, self.where],
+            stdout=subprocess.PIPE,
+            env={**os.environ, 'PYTHONPATH': os.getcwd()},
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b'ready\n'
@@ -485,7 +487,7 @@ def test_ctrl_c_ends_a_waiting_script(tmp_path: Any) -> None:
         "print('closed', ipc.wait(), ipc.server.listening)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, '-X', 'dev', '-W', 'error', '-c', script],
+        [sys.executable, '-S', '-X', 'dev', '-W', 'error', '-c', script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, 'PYTHONPATH': os.getcwd()},

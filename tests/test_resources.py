@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 import weakref
 from typing import Any, Callable, Iterator, List
 
@@ -132,7 +131,7 @@ ipc.close()
 class Child:
     def __init__(self, transport: str, **settings: Any) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, '-c', CHILD, json.dumps(settings), transport],
+            [sys.executable, '-S', '-c', CHILD, json.dumps(settings), transport],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': os.getcwd()},
         )  # fmt: skip
         assert self._process.stdout is not None
@@ -404,8 +403,8 @@ assert answered.wait(30)
 ipc.close()
 """
     run = subprocess.run(
-        [sys.executable, '-c', program, json.dumps(one.address)], capture_output=True, text=True, check=False, timeout=60,
-        env={**os.environ, 'PYTHONPATH': os.getcwd()},
+        [sys.executable, '-S', '-c', program, json.dumps(one.address)], capture_output=True, text=True, check=False,
+        timeout=60, env={**os.environ, 'PYTHONPATH': os.getcwd()},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert 'Too many open files' in run.stdout
@@ -443,7 +442,7 @@ def test_tiny_messages_while_their_handler_is_stuck_bound_memory(pair: Any) -> N
     answering(world)
     sent = [0]
     with world.raw() as flooder, world.raw() as bystander:
-        flooder.settimeout(0.5)
+        flooder.settimeout(0.2)
         with contextlib.suppress(socket.timeout):
             while sent[0] < 3 * MIB:  # or until nothing is taken any more
                 sent[0] += flooder.send(b'{"type":"x"}\f' * 5000)
@@ -459,6 +458,8 @@ def test_tiny_messages_while_their_handler_is_stuck_bound_memory(pair: Any) -> N
 @pytest.mark.parametrize('parser', ['fast', 'guarded'])
 def test_names_that_were_never_seen_before_are_not_kept(make: Any, parser: str) -> None:
     """Neither where they are emitted nor where they arrive and are answered."""
+    if not hasattr(sys, 'getallocatedblocks'):
+        pytest.skip('this Python does not tell what is allocated')
     server = make(parser=parser).serve()
     count = [0, 0]
 
@@ -481,10 +482,10 @@ def test_names_that_were_never_seen_before_are_not_kept(make: Any, parser: str) 
         eventually(lambda: count == [last, last])
         gc.collect()
 
-    emit(0, 10_000)  # which fill what is kept
+    emit(0, 5_000)  # which fill what is kept
     before = sys.getallocatedblocks()
-    emit(10_000, 35_000)  # each of which is emitted twice, and arrives twice
-    assert sys.getallocatedblocks() - before < 10_000
+    emit(5_000, 17_500)  # each of which is emitted twice, and arrives twice
+    assert sys.getallocatedblocks() - before < 5_000
 
 
 def test_long_names_are_not_kept(make: Any) -> None:
@@ -497,6 +498,7 @@ def test_long_names_are_not_kept(make: Any) -> None:
         answers[0] += len(type) > 1000
 
     client = make(id='client').connect_to('world', server.address, lambda client: client.on('*', note))
+    tracemalloc = pytest.importorskip('tracemalloc')  # not on PyPy
     tracemalloc.start()
     try:
         for number in range(100):
@@ -581,7 +583,7 @@ def test_as_many_who_ask_and_never_read_as_there_are_workers_keep_nobody_else_fr
 
 def test_one_worker_handles_one_event_at_a_time_also_while_it_waits(pair: Any) -> None:
     """Whoever sets workers=1 relies on that; then one peer that does not read can hold up the others."""
-    world = pair(workers=1, max_pending_bytes=MIB, emit_timeout=300)
+    world = pair(workers=1, max_pending_bytes=MIB, emit_timeout=150)
     order: List[str] = []
 
     def more(data: Any, socket: Any) -> None:

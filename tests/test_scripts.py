@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterator, List, Tuple
 import pytest
 
 import nodeipc
-from nodeipc import ConfigError, EmitTimeout, NotConnectedError, RequestTimeout, connect, serve
+from nodeipc import ConfigError, EmitTimeout, NotConnectedError, RequestTimeout, connect, serve, tally
 
 from .certificates import Certificates
 from .conftest import Log, eventually
@@ -553,7 +553,7 @@ def test_nothing_falls_between_what_was_kept_and_what_comes(how: str, frequent_s
     """Whoever asks while more is being read, at whatever moment, misses none."""
     count = 200  # of which none is too many to be kept
     with greeter(count):
-        for read in range(0, count, 4):
+        for read in range(0, count, 8):
             with connect('world') as client:
                 while client.stats()['messages_in'] < read:
                     pass
@@ -635,7 +635,8 @@ def test_a_udp_server_that_is_not_there_ends_a_request_at_once() -> None:
             assert client.request('message', 'hello', timeout=SECONDS) == 'hello world!'
 
 
-def test_what_a_udp_client_cannot_read_or_keep_is_dropped_and_reported() -> None:
+def test_what_a_udp_client_cannot_read_or_keep_is_dropped_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, '_REPORT_SECONDS', 0.2)
     gate = threading.Event()
     log = Log()
     with serve('udp://127.0.0.1:0') as server, connect(url('udp', server)) as client:
@@ -734,7 +735,7 @@ def run(script: str, directory: Any) -> Any:
 
 
 def script_command(script: str) -> Tuple[str, ...]:
-    return (sys.executable, '-X', 'dev', '-W', 'error', '-c', script)
+    return (sys.executable, '-S', '-X', 'dev', '-W', 'error', '-c', script)
 
 
 def environment() -> Any:

@@ -277,7 +277,7 @@ def test_an_emit_inside_an_emit_of_the_same_thread_is_refused(shy: Any) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
         with pytest.raises(EmitTimeout):
-            client.emit('ask', 2, timeout=0.4)
+            client.emit('ask', 2, timeout=0.25)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
@@ -311,7 +311,7 @@ def test_an_emit_inside_another_call_is_refused_if_it_would_wait(shy: Any) -> No
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
         with pytest.raises(EmitTimeout):
-            client.flush(0.3)
+            client.flush(0.2)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
@@ -339,7 +339,7 @@ def test_a_long_handler_of_its_own_does_not_cost_a_client_its_goodbye(pair: Any)
         for n in range(3):
             client.emit('ask', n)
         queued.set()
-        time.sleep(0.3)  # longer than the server may stall
+        time.sleep(0.2)  # longer than the server may stall
 
     client.emit('ask', 'go')
     assert queued.wait(20)
@@ -597,12 +597,12 @@ def test_a_server_that_is_slow_has_the_stall_timeout_for_each_answer(pair: Any) 
     @world.server.on('ask')
     def ask(data: Any, socket: Any) -> None:
         asked.append(data)
-        time.sleep(0.12)
+        time.sleep(0.06)
         socket.emit('answer', data)
 
     world.start()
     log = Log()
-    client = world.connect(log, sync=True, stall_timeout=500)
+    client = world.connect(log, sync=True, stall_timeout=250)
     client.once('answer', lambda: [client.emit('ask', n) for n in range(6)])
     client.emit('ask', 'go')
     eventually(lambda: 0 in asked)

@@ -264,7 +264,7 @@ def test_an_encrypted_key_never_asks_on_the_terminal(certificates: Certificates)
     main, terminal = os.openpty()
     try:
         process = subprocess.Popen(
-            [sys.executable, '-c', code, certificates.key('encrypted'), certificates.pem('encrypted')],
+            [sys.executable, '-S', '-c', code, certificates.key('encrypted'), certificates.pem('encrypted')],
             stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         out, err = process.communicate(timeout=30)
@@ -316,7 +316,7 @@ def test_ssl_is_imported_by_those_who_use_it_only(tmp_path: Path) -> None:
         '    client.disconnect()\n'
         'print("ssl" in sys.modules)'
     )
-    done = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, timeout=60, text=True, check=True)
+    done = subprocess.run([sys.executable, '-S', '-c', code], stdout=subprocess.PIPE, timeout=60, text=True, check=True)
     assert done.stdout == 'False\n'
 
 
@@ -617,6 +617,7 @@ def test_a_handler_that_falls_behind_makes_its_peers_emit_block(world: Worlds) -
 
     here.start()
     client, _ = here.connect(max_pending_bytes=MIB)
+    assert client.wait_connected(20)
     sent = 0
     with pytest.raises(EmitTimeout, match=r"client 'world' \(tls://.* takes no more.*max_pending_bytes"):
         for _ in range(1000):
@@ -658,7 +659,7 @@ def test_a_refused_message_is_not_sent_in_part(world: Worlds, version: str) -> N
 
 
 def test_a_broadcast_waits_for_the_slow_and_cuts_off_the_stuck(world: Worlds) -> None:
-    here = world(max_pending_bytes=MIB, stall_timeout=400).start()
+    here = world(max_pending_bytes=MIB, stall_timeout=300).start()
     stuck = here.raw()
     ((stuck_socket,),) = here.log.wait('connect')
     counts = Log()
@@ -678,15 +679,15 @@ def test_a_broadcast_waits_for_the_slow_and_cuts_off_the_stuck(world: Worlds) ->
 
     reader = threading.Thread(target=read_slowly)
     reader.start()
-    for _ in range(80):
+    for _ in range(60):
         here.server.broadcast('block', BLOCK)
-    counts.wait('block', 80)
+    counts.wait('block', 60)
     ((error, accepted),) = here.log.wait('error')
     assert isinstance(error, ProtocolError)
     assert error.code == 'ERR_IPC_BACKPRESSURE'
     assert accepted is stuck_socket
     here.log.wait('socket.disconnected')
-    eventually(lambda: received[0] == 80 * (len(b'{"type":"block","data":""}\f') + len(BLOCK)), 60)
+    eventually(lambda: received[0] == 60 * (len(b'{"type":"block","data":""}\f') + len(BLOCK)), 60)
     here.server.stop()
     reader.join(20)
     stuck.close()
@@ -1196,7 +1197,7 @@ def test_a_record_that_is_cut_short_is_an_error(world: Worlds, version: str) -> 
 @pytest.mark.parametrize('pieces', [1, 3000])
 def test_a_message_that_drips_within_a_record_is_cut_off_in_time(world: Worlds, version: str, pieces: int) -> None:
     """OpenSSL gives nothing of a record before it is whole."""
-    here = world(parser='guarded', message_timeout=200).start()
+    here = world(parser='guarded', message_timeout=100).start()
     with here.by_hand(version).shake_hands() as peer:
         here.log.wait('connect')
         peer.write(b'{"type":"message","data":"' + b'x' * 4000)
@@ -1237,6 +1238,6 @@ def test_a_script_that_ends_delivers_what_it_emitted(world: Worlds) -> None:
         'client.emit("message", "y" * 3_000_000)\n'
     )
     arguments = [str(here.server.address[1]), here.certificates.pem('ca')]
-    subprocess.run([sys.executable, '-W', 'error', '-c', code, *arguments], timeout=60, check=True)
+    subprocess.run([sys.executable, '-S', '-W', 'error', '-c', code, *arguments], timeout=60, check=True)
     eventually(lambda: got == [*range(100), 3_000_000])
 

@@ -224,7 +224,7 @@ def test_silent_peers_leave_descriptors_for_those_who_speak(make: Any, certifica
         '    print(server.address[1], flush=True)\n'
         '    sys.stdin.read()\n'
     )
-    command = [sys.executable, '-W', 'error', '-c', program, certificates.key('server'), certificates.pem('server')]
+    command = [sys.executable, '-S', '-W', 'error', '-c', program, certificates.key('server'), certificates.pem('server')]
     pipe = subprocess.PIPE
     with ExitStack() as stack:
         child = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe))
@@ -562,7 +562,7 @@ def test_nonsense_in_the_middle_costs_its_sender_alone(world: Worlds, version: s
     witness.emit('message')
     here.log.wait('message')
     assert witness_log.of('error') == []
-    assert turns_while_idle(monkeypatch, 0.1) < 20
+    assert turns_while_idle(monkeypatch, 0.05) < 20
 
 
 def test_a_client_survives_nonsense_from_its_server(

@@ -310,7 +310,7 @@ def test_a_renegotiation_that_s_server_asks_for(
     else:  # it survives, or is closed and opened again
         client.emit('message', 2, timeout=10)
         eventually(lambda: b'{"type":"message","data":2}\f' in peer.printed or len(log.of('connect')) > 1)
-    assert turns_while_idle(monkeypatch, 0.2) < 10
+    assert turns_while_idle(monkeypatch, 0.1) < 10
 
 
 def test_renegotiations_while_both_sides_send(make: Any, certificates: Certificates, s_server: Any) -> None:

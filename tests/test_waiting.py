@@ -659,7 +659,7 @@ def test_a_flood_waits_for_its_consumer_and_nothing_is_lost(pair: Any, consumer:
     reader, writer = (client, only_socket(world)) if consumer == 'client' else (only_socket(world), client)
     if consumer == 'server':
         reader = world.server
-    count = 1000  # 50 MB
+    count = 400  # 20 MB
     events = reader.events('block', timeout=SECONDS)
     done = Waiting(lambda: [writer.emit('block', [number, BLOCK], timeout=SECONDS) for number in range(count)])
     pending = (lambda: writer.pending_bytes) if consumer == 'client' else (lambda: client.stats()['pending_bytes'])
@@ -1096,7 +1096,7 @@ with nodeipc.serve('./world') as server, nodeipc.connect('./world') as client:
 """
     environment = {**os.environ, 'PYTHONPATH': str(Path(nodeipc.__file__).parent.parent)}
     process = subprocess.Popen(
-        (sys.executable, '-X', 'dev', '-W', 'error', '-c', script),
+        (sys.executable, '-S', '-X', 'dev', '-W', 'error', '-c', script),
         cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )
     try:

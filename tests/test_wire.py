@@ -6,7 +6,6 @@ import json
 import math
 import random
 import sys
-import tracemalloc
 from pathlib import Path
 from typing import Any, List, Tuple
 
@@ -232,6 +231,7 @@ def test_a_frame_at_the_limit_may_come_with_its_delimiter_cut_in_two() -> None:
 def test_what_is_buffered_is_what_was_received() -> None:
     """One-byte chunks cost about a byte each, not an object each."""
     decoder = Decoder('\f', 64 * MIB)
+    tracemalloc = pytest.importorskip('tracemalloc')  # not on PyPy
     tracemalloc.start()
     try:
         for _ in range(50_000):
@@ -265,6 +265,7 @@ def test_a_frame_is_not_copied_again_for_each_chunk() -> None:
     chunk = b'y' * (64 << 10)
     list(decoder.feed(chunk))
     moved = 0
+    tracemalloc = pytest.importorskip('tracemalloc')  # not on PyPy
     tracemalloc.start()
     try:
         while len(decoder._partial) < 32 * MIB:

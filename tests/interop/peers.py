@@ -203,7 +203,7 @@ class PythonPeer(Process):
         where = [place.path] if place.transport == 'unix' else [place.host, str(place.port)]
         module = f'{__package__}.python_peer'
         super().__init__(
-            [sys.executable, '-X', 'dev', '-m', module, role, json.dumps(settings), place.transport, *where],
+            [sys.executable, '-S', '-X', 'dev', '-m', module, role, json.dumps(settings), place.transport, *where],
             cwd=str(HERE.parents[1]),
         )
 
@@ -265,7 +265,7 @@ class PythonProgram(Program):
 
     def __init__(self, path: str, *arguments: str) -> None:
         super().__init__(
-            [sys.executable, '-X', 'dev', '-W', 'error', f'examples/{path}', *arguments],
+            [sys.executable, '-S', '-X', 'dev', '-W', 'error', f'examples/{path}', *arguments],
             cwd=str(HERE.parents[1]),
             env={**os.environ, 'PYTHONPATH': '.', 'PYTHONUNBUFFERED': '1'},
         )

@@ -77,7 +77,7 @@ class Session(Speaker):
         self.errors = directory / 'stderr'
         command = directory / 'bin' / 'nodeipc'  # as it is where it is installed
         command.parent.mkdir()
-        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -X dev -W error -m nodeipc "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S -X dev -W error -m nodeipc "$@"\n')
         command.chmod(0o755)
         path = f'{command.parent}{os.pathsep}{os.environ["PATH"]}'
         with self.errors.open('wb') as stderr:

@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).with_name('script.py')
 
 def test_the_script_does_what_it_says(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, '-X', 'dev', '-W', 'error', str(SCRIPT)],
+        [sys.executable, '-S', '-X', 'dev', '-W', 'error', str(SCRIPT)],
         cwd=str(tmp_path),
         env={**os.environ, 'PYTHONPATH': str(SCRIPT.parents[2])},
         capture_output=True,
