@@ -215,11 +215,11 @@ class TLSStream:
         size = min(len(data), _SEND_BYTES)
         try:
             while sent < size:
-                taken = self._tls.write(data[sent:sent + _RECORD_BYTES])
+                self._taken = self._tls.write(data[sent:sent + _RECORD_BYTES])
                 if not self._write():
-                    self._taken = taken  # until all of it is written, and this is called again
-                    break
-                sent += taken
+                    break  # it is taken until all of it is written, and this is called again
+                sent += self._taken
+                self._taken = 0
         except ssl.SSLWantReadError:
             self._waits_for_peer = True
         except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -545,6 +546,44 @@ def test_connect_is_published_after_the_handshake(make: Any, certificates: Certi
         log.wait('connect')
         client.emit('message', 1)
         assert peer.read() == b'{"type":"message","data":1}\f'
+
+
+class Reset:
+    """A socket that takes one record more and is reset then, as the kernel tells it between two sends."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sends = 0
+
+    def send(self, *arguments: Any) -> int:
+        self._sends += 1
+        if self._sends > 1:
+            self._sock.shutdown(socket.SHUT_WR)  # what was sent arrives
+            raise ConnectionResetError(errno.ECONNRESET, 'reset')
+        return self._sock.send(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def test_a_batch_of_which_some_records_have_left_is_not_sent_again(world: Worlds) -> None:
+    here = world()
+    got: List[int] = []
+    here.server.on('message', lambda data: got.append(data[0]))
+    here.start()
+    client, log = here.connect(retry=10)
+    assert client.wait_connected(20)
+    client._socket._tls._sock = Reset(client._socket._tls._sock)
+    with client.batch():
+        for number in range(40):
+            client.emit('message', [number, 'x' * 1000])
+    log.wait('connect', 2)
+    client.emit('message', [40])
+    eventually(lambda: 40 in got)
+    whole = len(got) - 1
+    assert got == [*range(whole), 40]
+    assert 0 < whole < 40
+    assert any('were not delivered' in str(error) for error, in log.of('error'))
 
 
 def test_megabytes_both_ways_from_several_threads_stay_whole(world: Worlds, certificates: Any, version: str) -> None:
