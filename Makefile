@@ -1,19 +1,24 @@
-# make demo, make test; make fuzz; make lint; make bench; make test-all for every CPython found. PYTHON chooses the interpreter.
+# make demo, make test; make faults, make soak, make fuzz; make lint; make bench; make test-all for every Python found. PYTHON
+# chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 FRAMES ?= 500000
 SEED ?=
+SECONDS ?= 600
 INTEROP := tests/interop
 PIP := -m pip --disable-pip-version-check -q
 
-.PHONY: demo test fuzz bench bench-quick lint test-all clean
+# Not for 3.8, whose children crash at a fork with it, nor for PyPy.
+DEV = $$($(PYTHON) -c 'import sys; print("-Xdev" * (sys.version_info >= (3, 9) and sys.implementation.name == "cpython"))')
+
+.PHONY: demo test faults soak fuzz bench bench-quick lint test-all clean
 
 demo:
 	@$(PYTHON) -m nodeipc demo
 
 test: $(VENV)/installed interop
-	$(VENV)/bin/python -X dev -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python $(DEV) -m pytest $(PYTEST_ARGS)
 
 $(VENV)/installed: setup.cfg
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +34,14 @@ interop:
 $(INTEROP)/node_modules/installed: $(INTEROP)/package-lock.json
 	cd $(INTEROP) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
+
+# Every fault as often as the table of the README says, which it prints; about a quarter of an hour.
+faults: $(VENV)/installed interop
+	FAULTS=full $(VENV)/bin/python $(DEV) -m pytest tests/faults tests/test_soak.py $(PYTEST_ARGS)
+
+# Everything at once, with faults, for ten minutes or SECONDS; SEED= repeats what was chosen. Nothing is installed for it.
+soak:
+	@$(PYTHON) -m tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 # Mutated streams, over the wire layer and over live sockets, for a minute or two; SEED= repeats a run. What fails is printed as
 # a test case. Nothing is installed for it.
@@ -66,14 +79,20 @@ lint: .venv-lint/installed
 	.venv-lint/bin/python $(PIP) install ruff==0.17.6 mypy==2.4.1
 	@touch $@
 
-# Every CPython from 3.8 up on PATH or under pyenv, each in an environment of its own.
+# Every CPython from 3.8 up, and PyPy, on PATH or under pyenv, each in an environment of its own; then PYTHON as if on other
+# platforms, see tests/platforms.py.
 test-all:
 	@seen=; failed=; \
-	for python in $$(seq -f python3.%g 8 20) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin/python3; do \
-	  version=$$($$python -c 'import sys; v = sys.version_info; v >= (3, 8) and print("%d.%d" % v[:2])' 2>/dev/null) || continue; \
+	for python in $$(seq -f python3.%g 8 20) pypy3 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin/python3; do \
+	  version=$$($$python -c 'import platform, sys; v = sys.version_info; v >= (3, 8) and print( \
+	    platform.python_implementation().replace("CPython", "") + "%d.%d" % v[:2])' 2>/dev/null) || continue; \
 	  case "$$version: $$seen" in :*) continue;; *" $$version "*) continue;; esac; \
-	  seen="$$seen $$version "; echo "== CPython $$version"; \
+	  seen="$$seen $$version "; echo "== Python $$version"; \
 	  $(MAKE) -s test PYTHON=$$python VENV=.venv-$$version || failed="$$failed $$version"; \
+	done; \
+	for platform in NODEIPC_TEST_SELECTOR=select NODEIPC_TEST_SELECTOR=poll NODEIPC_TEST_NO_IPV6=1; do \
+	  seen="$$seen $$platform "; echo "== $$platform"; \
+	  env $$platform $(MAKE) -s test || failed="$$failed $$platform"; \
 	done; \
 	echo "tested:$$seen"; [ -z "$$failed" ] || { echo "FAILED on:$$failed"; exit 1; }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import signal
@@ -23,12 +24,24 @@ collect_ignore_glob = ['benchmarks/peers/*']
 
 _SECONDS = 20.0
 
+# What takes longer hangs: the run ends with the stacks of all threads. Of the quarter of an hour that CI has.
+_HANG_SECONDS = 240.0
+
 platforms.prepare()
 
 # Started in the background (make test &, nohup make test), we and our children would ignore signals that tests send.
 for _signal, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, _default)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _stderr
+    with config.pluginmanager.getplugin('capturemanager').global_and_fixture_disabled():  # or nobody would see the stacks
+        _stderr = os.dup(2)
+
+
+_stderr = 2
 
 
 def eventually(predicate: Callable[[], Any], timeout: float = _SECONDS) -> Any:
@@ -97,11 +110,13 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.delenv('NO_COLOR', raising=False)
     threads = set(threading.enumerate())
     descriptors = _descriptors()
+    faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True, file=_stderr)
     yield
     nodeipc.ipc.close(10)
     eventually(lambda: set(threading.enumerate()) <= threads, 10)
     eventually(lambda: _descriptors() <= descriptors, 10)
     assert not [path for path in tmp_path.rglob('*') if path.is_socket()]
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture
