@@ -382,13 +382,15 @@ class Client(Role, Asker):
         self._dropped += 1
 
     def _publish_destroy(self) -> None:
-        if self._dropped:
-            logger.info('%s: %d events that had arrived were dropped by disconnect()', self, self._dropped)
-        self._publish('destroy')
-        with self._lock:
-            self._finished = True
-            self._changed.notify_all()
-        self._engine.endpoints.pop(self, None)
+        try:
+            if self._dropped:
+                logger.info('%s: %d events that had arrived were dropped by disconnect()', self, self._dropped)
+            self._publish('destroy')
+        finally:
+            with self._lock:
+                self._finished = True
+                self._changed.notify_all()
+            self._engine.endpoints.pop(self, None)
         if self._close_instance is not None and self._gave_up:
             self._close_instance(None)  # which is not waited for in a handler
 

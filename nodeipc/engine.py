@@ -88,5 +88,6 @@ class Engine:
     def abandon(self) -> None:
         """In a child made by fork, which has none of the threads: close the descriptors."""
         self.reactor.abandon()
+        self.workers.abandon()
         for endpoint in list(self.endpoints):
             endpoint._abandon()

@@ -6,6 +6,7 @@ calls the handlers that were registered when it began. Nothing here knows where 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -210,15 +211,16 @@ class Emitter:
         if event == ANY:
             event, arguments = arguments[0], arguments[1:]
         expected = self._is_expected(error, arguments)
-        logger.log(
-            logging.INFO if expected else logging.ERROR,
-            '%s: the handler %r of event %r raised%s',
-            self,
-            registration.function,
-            event,
-            f': {error}' if expected else '',
-            exc_info=None if expected else error,
-        )
+        with contextlib.suppress(BaseException):  # of a log handler
+            logger.log(
+                logging.INFO if expected else logging.ERROR,
+                '%s: the handler %r of event %r raised%s',
+                self,
+                registration.function,
+                event,
+                f': {error}' if expected else '',
+                exc_info=None if expected else error,
+            )
         if event != 'error':  # or a failing error handler would go round for ever
             self._report_handler_error(error, arguments)
 

@@ -59,13 +59,13 @@ def report_failing(what: str) -> None:
     """Log the exception that is being handled and that the application's `what` raised. Never raises."""
     try:
         logger.exception('nodeipc: %s raised', what)
-    except Exception:
-        pass
+    except BaseException:
+        pass  # what handles the log raises, and then there is nobody to be told
 
 
 def report_defect(what: object, where: str) -> None:
     """Log the exception that is being handled and that nobody expects of `what`, on the thread `where`. Never raises."""
     try:
         logger.exception('nodeipc: %r failed on %s; please report this', what, where)
-    except Exception:
-        pass  # a handler of logging may raise, and then there is nobody to be told
+    except BaseException:
+        pass

@@ -105,7 +105,9 @@ class Reactor:
         self.wait: Callable[[Callable[[], bool]], bool] = _call
         #: Has another thread lead, if there is one, because the reactor's own has to wait in a handler.
         self.hand_over: Callable[[], bool] = bool
-        self._question: Optional[threading.Event] = None  # the last of `answers`
+        # The last of `answers`, and until when it was to be answered.
+        self._question = threading.Event(), 0.0
+        self._question[0].set()
 
     def lead(self) -> bool:
         """Take turns until it is stopped (True), or somebody else leads."""
@@ -142,16 +144,17 @@ class Reactor:
 
     def answers(self) -> bool:
         """Whether it takes turns, or is soon done with what it does; any thread but its own."""
-        if not self.is_stuck:
-            question = self._question = threading.Event()
+        question, asked_until = self._question
+        if question.is_set():
+            question, asked_until = self._question = threading.Event(), time.monotonic() + _ANSWER_SECONDS
             self.call(question.set)
-            question.wait(_ANSWER_SECONDS)
-        return not self.is_stuck
+        return question.wait(max(0.0, asked_until - time.monotonic())) and not self._stopped.is_set()
 
     @property
     def is_stuck(self) -> bool:
         """Whether it owes an answer."""
-        return not (self._question is None or self._question.is_set() or self._stopped.is_set())
+        question, asked_until = self._question
+        return not (question.is_set() or self._stopped.is_set()) and time.monotonic() >= asked_until
 
     def end(self) -> None:
         """Take no more turns."""

@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import sys
 from types import CodeType
-from typing import Any, Callable, Set, TypeVar
+from typing import Any, Callable, Dict, Set, TypeVar
 
 F = TypeVar('F', bound=Callable[..., Any])
 
 _PACKAGE = __name__.partition('.')[0] + '.'
 _calling_out: Set[CodeType] = set()
+
+_OURS, _APPLICATION, _NEITHER = 'ours', 'application', 'neither'
+
+# By the names of modules: to look costs 0.1 µs for each frame.
+_kinds: Dict[Any, str] = {'contextlib': _NEITHER}  # between a `with` of ours and what is behind it
+
+
+def _kind(name: Any) -> str:
+    return _OURS if str(name).startswith(_PACKAGE) else _APPLICATION
+
 
 
 def calls_out(function: F) -> F:
@@ -32,10 +42,13 @@ def has_interrupted_us() -> bool:
     frame = sys._getframe(1)
     application_above = False
     while frame is not None:
-        name = str(frame.f_globals.get('__name__'))
-        if not name.startswith(_PACKAGE):
-            application_above |= name != 'contextlib'  # which is between a `with` of ours and what is behind it
-        elif application_above:
+        name = frame.f_globals.get('__name__')
+        kind = _kinds.get(name)
+        if kind is None:
+            kind = _kinds[name] = _kind(name)
+        if kind == _APPLICATION:
+            application_above = True
+        elif kind == _OURS and application_above:
             if frame.f_code not in _calling_out:
                 return True
             application_above = False

@@ -85,7 +85,7 @@ class Strand:
     def post(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have `function` called in turn; any thread."""
         self._items.append((function, *arguments))
-        if self._take():
+        if self._idle and self._take():
             self._workers.submit(self)
 
     def post_events(self, events: Iterable[Tuple[Any, ...]], size: int) -> bool:
@@ -94,7 +94,7 @@ class Strand:
             self._items.extend(events)
             self._load += size
             self._full = full = self._load > _HIGH_WATER_BYTES
-        if self._take():
+        if self._idle and self._take():
             self._workers.submit(self)
         return full
 
@@ -177,20 +177,18 @@ class Strand:
 
 
 def end_with_the_handler() -> None:
-    """In a child made by fork: if a handler made it, have the process end when the handler returns.
-
-    What waits behind that handler is the parent's to do, and so is all that its thread would do next.
-    """
+    """In a child made by fork: if a handler made it, what waits behind the handler is the parent's to do."""
     frame: Optional[FrameType] = sys._getframe()
     while frame is not None:
         if frame.f_code is Strand.run.__code__:
             items = frame.f_locals['items']
             items.clear()
-            items.append((_end_process,))
+            items.append((end_process,))
         frame = frame.f_back
 
 
-def _end_process() -> None:
+def end_process() -> None:
+    """End a child made by fork in a handler, which has returned."""
     try:
         logger.warning('nodeipc: a handler has returned in a process that it made by fork, which ends now; end such a '
                        'process in the handler, with os._exit(), or use multiprocessing or subprocess')

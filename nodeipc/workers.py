@@ -18,7 +18,7 @@ from typing import Any, Callable, Deque, List, Optional
 from .deadline import Deadline
 from .log import logger, report_defect
 from .reactor import Reactor
-from .strands import LEADERS_TURN_SECONDS, TURN_SECONDS, Strand
+from .strands import LEADERS_TURN_SECONDS, TURN_SECONDS, Strand, end_process
 
 # Threads beyond the limit, at most, that take the places of handlers who wait.
 _MAX_STAND_INS = 256
@@ -110,6 +110,15 @@ class Workers:
         """Have `strand` run; any thread, never waits for a strand."""
         self.ready.append(strand)
         self._reactor.wake()
+
+    def abandon(self) -> None:
+        """In a child made by fork: if it was forked in a handler, and that returns, there is one thing left to do."""
+        self._lock = threading.RLock()  # a thread that the fork did not copy may have held it
+        self._busy = 0
+        self.ready.clear()
+        if self.inside:
+            ending = Strand(self, bool)
+            ending.post(end_process)
 
     def close(self, deadline: Deadline) -> None:
         """Stop the reactor, let the threads end when nothing is left to run, and wait for them until the deadline."""
@@ -232,7 +241,7 @@ class Workers:
             was_short, self._is_short_of_threads = self._is_short_of_threads, True
             if not was_short:
                 level = logging.DEBUG if 'shutdown' in str(error) else logging.WARNING
-                with contextlib.suppress(Exception):  # of a log handler
+                with contextlib.suppress(BaseException):  # of a log handler
                     logger.log(level, 'nodeipc: no thread can be started (%s); handlers run on the reactor thread', error)
             return None
         self._is_short_of_threads = False
