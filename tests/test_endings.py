@@ -511,20 +511,30 @@ def fork():
     print('child' if not pids[-1] else 'parent', end=' ')
 def number(data):
     os.write(1, b'%d' % data if pids[-1] else b'the child handles what is the parents')
+def other():
+    if pids and not pids[-1]:
+        os.write(1, b'the child handles what is the parents')
 server.on('fork', fork)
 server.on('number', number)
+server.on('other', other)
 server.start()
 client = ipc.connect_to('parent')
+others = [nodeipc.connect('parent') for _ in range(6)]
 for round in range(3):
+    for one in others:
+        one.emit('other')
     with client.batch():  # so that they wait behind the handler
         for data in range(5):
             client.emit('number' if data else 'fork', data)
 while len(pids) < 3:
     time.sleep(0.01)
 print([os.waitpid(pid, 0)[1] for pid in pids], flush=True)
+for one in others:
+    one.disconnect()
 ipc.close()
 """)
     out, err = process.communicate(timeout=60)
+    assert 'handles' not in out, out
     assert out.count('1234') == 3, (out, err)
     assert out.endswith('[0, 0, 0]\n') and out.count('child') == 3, (out, err)
     assert err.count('a handler has returned in a process that it made by fork') == len(err.splitlines()) == 3

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Union
 
 Address = Union[str, Tuple[str, int]]
 
@@ -104,6 +104,7 @@ class Way:
             if how == STOP:
                 self.stopped = True
             elif how == HALF_CLOSE:
+                self.link._break()
                 self._pass_end_on()
             else:
                 self.link._end(reset=how == RESET)
@@ -124,6 +125,8 @@ class Link:
         self.proxy = proxy
         self.number = number  # from 0, in the order in which clients connected
         self.closed = False
+        self._made = time.monotonic()
+        self._is_broken = False
         self._sockets = (client, server)
         self.up = Way(self, client, server)
         self.down = Way(self, server, client)
@@ -136,8 +139,15 @@ class Link:
         """End both connections; their peers get ECONNRESET (over Unix sockets: where the proxy has left bytes unread)."""
         self.proxy.do(lambda: self._end(reset=True))
 
-    def _end(self, reset: bool) -> None:
+    def _break(self) -> None:
+        if not self._is_broken:
+            self._is_broken = True
+            self.proxy._tell_of_break(self._made)
+
+    def _end(self, reset: bool, by_itself: bool = False) -> None:
         if not self.closed:
+            if not by_itself:
+                self._break()
             self.closed = True
             self.proxy.links.remove(self)
             for sock in self._sockets:
@@ -159,22 +169,27 @@ class Link:
                 if self.closed:
                     return
         except OSError:  # one of both has reset its connection: the other learns it
-            self._end(reset=True)
+            self._end(reset=True, by_itself=True)
         if self.up.ended and self.down.ended:
-            self._end(reset=False)
+            self._end(reset=False, by_itself=True)
 
 
 class Proxy:
     """Listens, and passes what comes to the server at `target`: a path, or host and port.
 
     `path` is where it listens; None: on a free TCP port of the loopback. `on_link(link)` is called for each new link before
-    its first byte is passed. Use as a context manager, or call `close()`, which ends all links.
+    its first byte is passed, `on_break(made)` just before the proxy ends a link that its peers have not ended, made at that
+    time (`time.monotonic()`), or does not make one. Use as a context manager, or call `close()`, which ends all links.
     """
 
-    def __init__(self, target: Address, path: Optional[str] = None, on_link: Optional[Callable[[Link], Any]] = None) -> None:
+    def __init__(
+        self, target: Address, path: Optional[str] = None, on_link: Optional[Callable[[Link], Any]] = None,
+        on_break: Optional[Callable[[float], Any]] = None,
+    ) -> None:
         self.target = target
         self.path = path
         self.on_link = on_link
+        self.on_break = on_break
         self.links: List[Link] = []  # those that stand
         self.accepted = 0
         self.turned_away = 0
@@ -263,8 +278,13 @@ class Proxy:
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
+            self._tell_of_break()  # of whoever is in the backlog
             self._listener.close()
             self._listener = None
+
+    def _tell_of_break(self, made: Optional[float] = None) -> None:
+        if self.on_break is not None:
+            self.on_break(time.monotonic() if made is None else made)
 
     def _end_silent(self) -> None:
         while self._silent:
@@ -275,6 +295,7 @@ class Proxy:
         client, _ = self._listener.accept()
         if self.turns_away is not None:
             self.turned_away += 1
+            self._tell_of_break()
             if self.turns_away == STOP:
                 self._silent.append(client)
                 return
@@ -286,6 +307,7 @@ class Proxy:
         try:
             server.connect(self.target)
         except OSError:
+            self._tell_of_break()
             server.close()
             client.close()
             return
@@ -328,7 +350,7 @@ class Proxy:
             now = time.monotonic()
             wait = None
             for link in self.links:
-                wanted = {}
+                wanted: Dict[socket.socket, int] = {}
                 for way in (link.up, link.down):
                     if way._reads():
                         wanted[way._source] = wanted.get(way._source, 0) | selectors.EVENT_READ
