@@ -12,6 +12,7 @@ from .deadline import Deadline
 from .errors import NotConnectedError, RequestTimeout
 from .eventqueue import EventIterator, EventQueue
 from .events import check_event
+from .reentry import calls_out
 from .waiters import Waiter, Waiters
 from .wire import NO_DATA, Payload
 
@@ -95,6 +96,7 @@ class Asker:
             raise RequestTimeout(f'{self}: no answer to the call of {method!r} within {timeout:g} s; is it still at work?')
         return rpc.result(waiter.data, f'{self}: {method!r}')
 
+    @calls_out
     def notify(self, method: str, /, *params: Any, timeout: Optional[float] = None, **named: Any) -> None:
         """Call a method of the other end and do not wait: neither a result nor an error comes back.
 
@@ -126,8 +128,9 @@ class Asker:
         awaited_types((type,), self._local)
         waiters = self._waiters()
         deadline = Deadline(timeout)
-        waiter = waiters.stand_for_next(str.__str__(type))
+        waiter = waiters.new_wait(str.__str__(type))
         try:
+            waiters.stand_for_next(waiter)
             self._read_on()
             if not self._wait_until(waiter.wait, deadline.remaining):
                 raise RequestTimeout(f'{self}: no {type!r} came within {timeout:g} s; does the other end emit it?')

@@ -7,18 +7,19 @@ its connections, are handled in order on one strand. Any thread emits and asks.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple, overload
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Type, overload
 
 from .address import Address, public
 from .asking import CLIENTS_OWN, Asker
 from .config import Config
-from .deadline import NEVER, Deadline, wait_for
+from .deadline import NEVER, Deadline, at_exit, is_to_end, wait_for
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError
 from .eventqueue import EventIterator, EventQueue
 from .events import F, Handler, Registration
-from .log import logger
+from .log import say
 from .reentry import calls_out
 from .role import COUNTERS, OF_THE_PARENT, Carrier, Log, Role, count
 from .strands import Strand
@@ -92,8 +93,11 @@ class Client(Role, Asker):
         return self
 
     @calls_out
-    def __exit__(self, *exc_info: Any) -> None:
-        self.disconnect()
+    def __exit__(self, exception: Optional[Type[BaseException]] = None, *exc_info: Any) -> None:
+        if is_to_end(exception):
+            self._end(NEVER, at_exit())
+        else:
+            self.disconnect()
 
     @property
     def connected(self) -> bool:
@@ -212,11 +216,14 @@ class Client(Role, Asker):
         yet are dropped. After `timeout` seconds, or when the server takes nothing for ``config.stall_timeout``, the
         connection is cut and an ``error`` event tells what was not delivered.
         """
+        self._end(Deadline(timeout), NEVER)
+
+    def _end(self, deadline: Deadline, handlers: Deadline) -> None:
         self._begin_goodbye()
         if self._close_instance is not None:
-            self._close_instance(timeout)
+            self._close_instance(deadline, handlers)
         else:
-            self._wait_goodbye(Deadline(timeout))
+            self._wait_goodbye(deadline, handlers)
 
     def stats(self) -> Dict[str, int]:
         """Return counters since the client was made: connections, messages and bytes in and out, bytes pending, errors."""
@@ -354,7 +361,7 @@ class Client(Role, Asker):
             self._announced = connected
             self._announcements += connected
             handlers = dict(self._handlers)
-        logger.debug('%s: %s', self, 'connected' if connected else 'not connected any more')
+        say(logging.DEBUG, '%s: %s', self, 'connected' if connected else 'not connected any more')
         self._dispatch(handlers, 'connect' if connected else 'disconnect', ())
 
     def _add(self, event: str, registration: Registration) -> None:
@@ -384,7 +391,7 @@ class Client(Role, Asker):
     def _publish_destroy(self) -> None:
         try:
             if self._dropped:
-                logger.info('%s: %d events that had arrived were dropped by disconnect()', self, self._dropped)
+                say(logging.INFO, '%s: %d events that had arrived were dropped by disconnect()', self, self._dropped)
             self._publish('destroy')
         finally:
             with self._lock:
@@ -392,6 +399,6 @@ class Client(Role, Asker):
                 self._changed.notify_all()
             self._engine.endpoints.pop(self, None)
         if self._close_instance is not None and self._gave_up:
-            self._close_instance(None)  # which is not waited for in a handler
+            self._close_instance(NEVER, NEVER)  # which is not waited for in a handler
 
 

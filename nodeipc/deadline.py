@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Callable, Optional
+from collections import deque
+from typing import Any, Callable, Deque, Optional, Type
 
 
 class Deadline:
@@ -36,6 +37,56 @@ class Deadline:
 
 
 NEVER = Deadline(None)
+
+EXIT_SECONDS = 5.0
+
+
+def at_exit() -> Deadline:
+    """For handlers, when the script ends, or is to end."""
+    return Deadline(EXIT_SECONDS)
+
+
+def is_to_end(exception: Optional[Type[BaseException]]) -> bool:
+    """Whether `exception`, which ends a ``with`` block, is Ctrl-C or the like."""
+    return exception is not None and not issubclass(exception, Exception)
+
+
+class Flag:
+    """A ``threading.Event`` whose `wait` an exception of a signal handler may end: nothing is left locked by that."""
+
+    __slots__ = ('_gates', '_is_set')
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._gates: Deque[threading.Lock] = deque()  # of those who wait, closed
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Let everybody who waits go on, and whoever comes later."""
+        self._is_set = True
+        while self._gates:
+            try:
+                self._gates.popleft().release()
+            except IndexError:  # another thread was faster
+                return
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        """Whether it is set within `timeout` seconds."""
+        if not self._is_set:
+            gate = threading.Lock()
+            gate.acquire()
+            self._gates.append(gate)
+            if not self._is_set:  # else it may have been set before that
+                gate.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+            try:
+                self._gates.remove(gate)
+            except ValueError:
+                pass  # that was `set`
+        return self._is_set
 
 
 def wait_for(condition: threading.Condition, predicate: Callable[[], Any], timeout: Optional[float]) -> bool:

@@ -5,10 +5,9 @@ Made when the first endpoint needs it; a closed instance makes a new one when it
 
 from __future__ import annotations
 
-import threading
 from typing import Callable, Dict, List, Optional
 
-from .deadline import NEVER, Deadline
+from .deadline import NEVER, Deadline, Flag
 from .reactor import Reactor
 from .reentry import has_interrupted_us
 from .workers import Workers
@@ -46,7 +45,7 @@ class Engine:
         # that the interpreter makes atomic.
         self.endpoints: Dict[Endpoint, None] = {}
         self.closing = False
-        self.closed = threading.Event()
+        self.closed = Flag()
         self.workers.start()
 
     @property

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from typing import Any, Callable, Deque, Dict, Optional, Tuple, TypeVar, overload
 
-from .log import logger
+from .log import say
 from .reentry import calls_out
 
 Handler = Callable[..., Any]
@@ -212,7 +212,7 @@ class Emitter:
             event, arguments = arguments[0], arguments[1:]
         expected = self._is_expected(error, arguments)
         with contextlib.suppress(BaseException):  # of a log handler
-            logger.log(
+            say(
                 logging.INFO if expected else logging.ERROR,
                 '%s: the handler %r of event %r raised%s',
                 self,

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import weakref
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 from .address import (
     UDP_TYPES,
@@ -26,7 +26,7 @@ from .address import (
 )
 from .client import Client
 from .config import Config
-from .deadline import NEVER, Deadline
+from .deadline import NEVER, Deadline, at_exit, is_to_end
 from .engine import Endpoint, Engine
 from .errors import NotConnectedError, advice, retold
 from .events import Handler, call_back
@@ -35,9 +35,6 @@ from .reentry import calls_out
 from .server import Server
 from .strands import end_with_the_handler
 from .streamclient import StreamClient
-
-# How long the interpreter's exit waits for handlers that are still running.
-_EXIT_SECONDS = 5.0
 
 Path = Union[str, 'os.PathLike[str]']
 
@@ -118,8 +115,11 @@ class IPC:
         return self
 
     @calls_out
-    def __exit__(self, *exc_info: Any) -> None:
-        self.close()
+    def __exit__(self, exception: Optional[Type[BaseException]] = None, *exc_info: Any) -> None:
+        if is_to_end(exception):
+            self._end(NEVER, at_exit())
+        else:
+            self.close()
 
     def serve(self, path: Any = None, callback: Optional[Handler] = None, *, sock: Any = None) -> Server:
         """Make the Unix-socket server, set `server` to it and return it; ``server.start()`` makes it listen.
@@ -239,11 +239,15 @@ class IPC:
         `Server.stop` and `Client.disconnect` say. Called from a handler of this instance, or from a signal handler that
         has interrupted a call of it, it returns at once, and a thread of its own does the rest.
         """
+        self._end(Deadline(timeout), NEVER)
+
+    @calls_out
+    def _end(self, deadline: Deadline, handlers: Deadline) -> None:
         engine = self._engine
         if engine is None:
             return
         if engine.must_not_wait:
-            closing = (engine, Deadline(timeout))
+            closing = (engine, deadline, handlers)
             try:
                 threading.Thread(target=self._close, args=closing, name='nodeipc-close', daemon=True).start()
             except RuntimeError as error:
@@ -251,7 +255,7 @@ class IPC:
                     logger.warning('nodeipc: no thread can be started to close %r (%s); close it again', self, error)
                     engine.begin_goodbyes()
         else:
-            self._close(engine, Deadline(timeout))
+            self._close(engine, deadline, handlers)
 
     def _close(self, engine: Engine, deadline: Deadline, handlers: Deadline = NEVER) -> None:
         with self._lock:
@@ -298,11 +302,16 @@ class IPC:
         engine = self._engine
         if engine is None:
             try:
-                engine = self._engine = Engine(self.config.workers)
+                made = Engine(self.config.workers)
             except OSError as error:
                 raise retold(error, f'{what}: {error.strerror}; {advice(error, "try again")}') from error
             except RuntimeError as error:
                 raise RuntimeError(f'{what}: no thread can be started ({error}); end some, or raise the limit') from error
+            engine = self._engine
+            if engine is not None:  # since: by a signal handler that has interrupted us
+                made.workers.close(Deadline(0))
+                return engine
+            engine = self._engine = made
             _open_instances[engine] = self
             _close_in_child()
         elif engine.closing:
@@ -445,7 +454,7 @@ _instances: weakref.WeakSet[IPC] = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    handlers = Deadline(_EXIT_SECONDS)
+    handlers = at_exit()
     while _open_instances:  # a handler may have opened another
         for engine, instance in list(_open_instances.items()):
             instance._close(engine, NEVER, handlers)

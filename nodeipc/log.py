@@ -11,6 +11,7 @@ import sys
 from typing import Any, Iterable, Optional
 
 from .colors import supports_color, variable
+from .reentry import calls_out
 
 logger = logging.getLogger('nodeipc')
 
@@ -55,6 +56,13 @@ def _show(value: Any, depth: Optional[int], color: bool) -> str:
     return variable(text, force=True) if color else text
 
 
+@calls_out
+def say(level: int, message: str, *arguments: Any, exc_info: Optional[BaseException] = None) -> None:
+    """As ``logger.log``, where no lock is held: what handles the log may emit, and wait."""
+    logger.log(level, message, *arguments, exc_info=exc_info, stacklevel=2)
+
+
+@calls_out
 def report_failing(what: str) -> None:
     """Log the exception that is being handled and that the application's `what` raised. Never raises."""
     try:
@@ -63,6 +71,7 @@ def report_failing(what: str) -> None:
         pass  # what handles the log raises, and then there is nobody to be told
 
 
+@calls_out
 def report_defect(what: object, where: str) -> None:
     """Log the exception that is being handled and that nobody expects of `what`, on the thread `where`. Never raises."""
     try:

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, List, Optional, Set, Tuple
 
-from .deadline import wait_for
+from .deadline import Flag, wait_for
 from .log import report_defect
 from .reentry import check_may_wait
 
@@ -73,7 +73,7 @@ class Reactor:
     that say otherwise."""
 
     def __init__(self) -> None:
-        self._stopped = threading.Event()
+        self._stopped = Flag()
         self._ident: Optional[int] = None  # of the thread that leads, while it does: the system reuses them
         self._selector = selectors.DefaultSelector()
         # Whoever calls appends and then, unless the reactor is awake, writes a byte. Appending before looking at _awake, and
@@ -106,7 +106,7 @@ class Reactor:
         #: Has another thread lead, if there is one, because the reactor's own has to wait in a handler.
         self.hand_over: Callable[[], bool] = bool
         # The last of `answers`, and until when it was to be answered.
-        self._question = threading.Event(), 0.0
+        self._question = Flag(), 0.0
         self._question[0].set()
 
     def lead(self) -> bool:
@@ -116,7 +116,7 @@ class Reactor:
             self._ident = me
         try:
             while self._ident == me:
-                if self._stopping:
+                if self._stopping or self._stopped.is_set:
                     self.close()
                     return True
                 try:
@@ -145,16 +145,16 @@ class Reactor:
     def answers(self) -> bool:
         """Whether it takes turns, or is soon done with what it does; any thread but its own."""
         question, asked_until = self._question
-        if question.is_set():
-            question, asked_until = self._question = threading.Event(), time.monotonic() + _ANSWER_SECONDS
+        if question.is_set:
+            question, asked_until = self._question = Flag(), time.monotonic() + _ANSWER_SECONDS
             self.call(question.set)
-        return question.wait(max(0.0, asked_until - time.monotonic())) and not self._stopped.is_set()
+        return question.wait(max(0.0, asked_until - time.monotonic())) and not self._stopped.is_set
 
     @property
     def is_stuck(self) -> bool:
         """Whether it owes an answer."""
         question, asked_until = self._question
-        return not (question.is_set() or self._stopped.is_set()) and time.monotonic() >= asked_until
+        return not (question.is_set or self._stopped.is_set) and time.monotonic() >= asked_until
 
     def end(self) -> None:
         """Take no more turns."""

@@ -14,7 +14,7 @@ from .deadline import Deadline, wait_for
 from .engine import Endpoint, Engine
 from .errors import ConfigError, ProtocolError
 from .events import ANY, Emitter, F, Registration
-from .log import logger, report_failing
+from .log import report_failing, say
 from .parsers import make_parser
 from .profiles import ASSURED_TRANSPORT
 from .waiters import Waiters
@@ -79,7 +79,7 @@ class Role(Emitter, Endpoint):
         self._insert(rpc.EVENT, Registration(self._answer, once=False))
 
         #: Closes the instance that was made for this endpoint alone, by `nodeipc.connect` or `nodeipc.serve`.
-        self._close_instance: Optional[Callable[[Optional[float]], Any]] = None
+        self._close_instance: Optional[Callable[[Deadline, Deadline], Any]] = None
 
     @overload
     def method(self, name: F) -> F: ...
@@ -150,7 +150,7 @@ class Role(Emitter, Endpoint):
 
         def failed(error: BaseException) -> None:
             what = data.get('method') if isinstance(data, dict) else 'of a batch'
-            logger.error('%s: the method %r raised', self, what, exc_info=error)
+            say(logging.ERROR, '%s: the method %r raised', self, what, exc_info=error)
             self._report_handler_error(error, (data, socket))
 
         answer = self._methods.answer(data, caller, failed)
@@ -190,7 +190,7 @@ class Role(Emitter, Endpoint):
     def _report(self, error: BaseException, *context: Any, level: int = logging.NOTSET) -> None:
         """Publish an `error` event, and log it if it has a level. On a strand, because handlers and log sinks may block."""
         if level:
-            logger.log(level, '%s', error)
+            say(level, '%s', error)
         with self._lock:
             self._errors += 1
         self._publish('error', error, *context)

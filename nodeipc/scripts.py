@@ -67,7 +67,7 @@ def connect(address: Address, callback: Optional[Handler] = None, **settings: An
     ipc = _instance(place, settings, {})
 
     def prepare(client: Client) -> None:
-        client._close_instance = ipc.close
+        client._close_instance = ipc._end
         if callback is not None:
             call_back(callback, client)
         if not ipc.config.sync:
@@ -113,7 +113,7 @@ def serve(address: Address, callback: Optional[Handler] = None, **settings: Any)
     else:
         version = None if place.kind != 'udp' else 'udp6' if ':' in place.name else 'udp4'
         server = ipc.serve_net(place.name or None, place.port, version, callback)
-    server._close_instance = ipc.close
+    server._close_instance = ipc._end
     server._keep()
     return server
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import socket as socket_module
 import threading
-from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Set, Tuple, Type
 
 from .address import Address, Peer, public
 from .asking import SERVERS_OWN, Asker, awaited_types
 from .config import Config
-from .deadline import NEVER, Deadline, wait_for
+from .deadline import NEVER, Deadline, at_exit, is_to_end, wait_for
 from .definitions import Definitions
 from .engine import Engine
 from .errors import EmitTimeout, NotConnectedError, ProtocolError, retold
@@ -278,8 +278,11 @@ class Server(Role):
         return self
 
     @calls_out
-    def __exit__(self, *exc_info: Any) -> None:
-        self.stop()
+    def __exit__(self, exception: Optional[Type[BaseException]] = None, *exc_info: Any) -> None:
+        if is_to_end(exception):
+            self._end(NEVER, at_exit())
+        else:
+            self.stop()
 
     @property
     def sockets(self) -> Tuple[Socket, ...]:
@@ -414,11 +417,14 @@ class Server(Role):
         cut, and so is a client that takes nothing for ``config.stall_timeout``; an ``error`` event tells what was not
         delivered.
         """
+        self._end(Deadline(timeout), NEVER)
+
+    def _end(self, deadline: Deadline, handlers: Deadline) -> None:
         self._begin_goodbye()
         if self._close_instance is not None:
-            self._close_instance(timeout)
+            self._close_instance(deadline, handlers)
         else:
-            self._wait_goodbye(Deadline(timeout))
+            self._wait_goodbye(deadline, handlers)
 
     def emit(self, socket: Any, type: Payload, data: Any = NO_DATA, *, timeout: Optional[float] = None) -> None:
         """Send one event to one peer, `socket`: as `Socket.emit`, whose errors it raises.

@@ -28,7 +28,7 @@ from .connection import STARVED, Connection, Owner, log_level
 from .deadline import Deadline
 from .engine import Engine
 from .errors import ConfigError, NotConnectedError, advice, retold
-from .log import logger
+from .log import say
 from .role import Carrier, assured_needs_tls
 from .server import Server, Socket
 from .socketroot import check_assured_path, verify_root
@@ -109,7 +109,7 @@ class StreamSocket(Socket, Owner):
         self._strand.post(self._connection.call, self._connection.begin_close)
 
     def _drop(self, type: str, data: Any) -> None:
-        logger.debug('%s: %r arrived and was dropped by close()', self, type)
+        say(logging.DEBUG, '%s: %r arrived and was dropped by close()', self, type)
 
     def _connection_heard(self, connection: Connection, events: List[Event], size: int) -> List[Event]:
         if self._waiting is None and self._server._waiters_here.want_nothing_of(events):

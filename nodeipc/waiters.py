@@ -105,18 +105,21 @@ class Waiters:
         waiter.begin()  # again, if its first connection has failed, which has told it
         self._arrived.append(waiter)
 
-    def stand_for_next(self, type: str) -> Waiter:
-        """Return one who waits for the next event of `type`, or has got what was kept."""
-        waiter = Waiter(self.waits, type)
+    def new_wait(self, type: str) -> Waiter:
+        """Return one who will wait for the next event of `type`."""
+        return Waiter(self.waits, type)
+
+    def stand_for_next(self, waiter: Waiter) -> None:
+        """From now on the next event is the waiter's, or what was kept."""
+        types = (waiter.key,)
         with self._lock:
-            if not self._kept_of((type,)):
+            if not self._kept_of(types):
                 self.stand(waiter)
-            kept = self._claim((type,), finally_asked=True)
+            kept = self._claim(types, finally_asked=True)
             if kept:
                 waiter.tell(kept[0][2])
             else:
                 self.settle()
-        return waiter
 
     def settle(self) -> None:
         """Give those who have arrived their places; or tell them why nothing will come any more."""

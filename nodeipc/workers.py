@@ -98,12 +98,14 @@ class Workers:
         self._threads.append(seat.thread)
         try:
             seat.thread.start()
-        except BaseException:
-            if seat.thread.ident is None:
-                self._threads.clear()
-                self._reactor.close()
-            else:  # Ctrl-C while waiting for it to begin
-                self._reactor.call(self._reactor.end)
+        except Exception:
+            self._threads.clear()
+            self._reactor.close()
+            raise
+        except BaseException:  # Ctrl-C while waiting for it to begin, if it does
+            self._closed = True
+            self._reactor.end()
+            self._reactor.wake()
             raise
 
     def submit(self, strand: Strand) -> None:

@@ -71,6 +71,42 @@ def test_a_signal_handler_that_interrupts_a_wake_up_may_wait_for_the_reactor(mak
     assert heard == [True]
 
 
+def test_threads_that_ask_at_once_whether_a_reactor_is_stuck_are_told_the_same(make: Any) -> None:
+    ipc = make(id='world')
+    ipc.serve().start()
+    reactor = ipc._engine.reactor
+    answers: List[bool] = []
+    askers = [threading.Thread(target=lambda: answers.extend(reactor.answers() for _ in range(200))) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join(20)
+    assert answers == [True] * 800
+
+
+def test_ctrl_c_while_the_first_thread_begins_leaves_none(
+    make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ipc = make(id='world')
+    start = threading.Thread.start
+    began: List[threading.Thread] = []
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        if self.name == 'nodeipc-reactor' and not began:
+            began.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, 'start', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ipc.connect_to('world')
+    began[0].join(20)
+    assert not began[0].is_alive()
+    ipc.serve().start()
+    assert ipc.connect_to('world').wait_connected(20)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize('where', ['uncork', 'run'])
 def test_a_failure_on_the_way_of_events_costs_one_connection_at_most(
     pair: Any, monkeypatch: pytest.MonkeyPatch, where: str, caplog: pytest.LogCaptureFixture
@@ -260,10 +296,11 @@ def test_a_handler_that_one_of_a_chunk_registers_has_the_next(make: Any, tmp_pat
             assert log.of('next') == [(2,)]
 
 
-def test_a_log_handler_that_raises_ends_no_thread(pair: Any) -> None:
+@pytest.mark.parametrize('error', [OSError, SystemExit])
+def test_a_log_handler_that_raises_ends_no_thread(pair: Any, error: Any) -> None:
     class Broken(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            raise OSError('the log server is gone')
+            raise error('the log server is gone')
 
     world = pair()
     world.server.on('ask', lambda data, sock: sock.emit('answer', data))

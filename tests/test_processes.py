@@ -399,7 +399,7 @@ while not server.stats()['messages_in']: time.sleep(0.001)
 def test_a_handler_that_never_returns_does_not_keep_the_interpreter_alive() -> None:
     result = run("""
 import nodeipc, nodeipc.instance, threading
-nodeipc.instance._EXIT_SECONDS = 0.2
+nodeipc.deadline.EXIT_SECONDS = 0.2
 ipc = nodeipc.IPC(id='world')
 started = threading.Event()
 ipc.serve().on('message', lambda: (started.set(), threading.Event().wait()))

@@ -58,9 +58,7 @@ GATES: Dict[str, str] = {
     'waiters.Waiter._wake': 'an answer, or the next event',
     'sync._Turn.wait': 'the turn to send',
     'workers._Seat._given': 'something to do',
-    'engine.Engine.closed': 'the end of an instance',
-    'reactor.Reactor._stopped': 'the end of the reactor',
-    'reactor.Reactor._question': 'that the reactor takes a turn',
+    'deadline.Flag.gate': 'the end of a reactor or an instance, or that the reactor takes a turn',
     'benchmark._Bench._lost': 'the end of a connection',
     'benchmark._Bench.done': 'the last answer',
 }

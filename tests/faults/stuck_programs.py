@@ -28,7 +28,7 @@ def say(value: Any) -> None:
 
 def be_impatient(set: Callable[[Any, str, float], Any]) -> None:
     """Make short how long handlers that may be stuck are waited for, that tests of those that are need not be long."""
-    set(nodeipc.instance, '_EXIT_SECONDS', 0.1)
+    set(nodeipc.deadline, 'EXIT_SECONDS', 0.1)
     set(nodeipc.engine, '_LOOK_SECONDS', 0.1)
     set(nodeipc.reactor, '_ANSWER_SECONDS', 0.2)
     set(nodeipc.workers, '_END_SECONDS', 0.3)
