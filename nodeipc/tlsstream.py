@@ -169,12 +169,14 @@ class TLSStream:
 
     def flush(self) -> bool:
         """Write what is encrypted; False if some of it has to wait. Raises OSError."""
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
             self._in_use = True
-            try:
-                return self._write()
-            finally:
-                self._in_use = False
+            return self._write()
+        finally:
+            self._in_use = False
+            self._lock.release()
 
     def say_goodbye(self) -> bool:
         """Tell the peer that nothing follows; False if that has to wait until the socket takes it. Raises OSError."""
@@ -194,7 +196,10 @@ class TLSStream:
 
         Raises BlockingIOError if it has taken none, and then the next call has to begin with the same bytes; and OSError.
         """
-        with self._lock:
+        # The reactor may be reading, and what interrupts it there may want the connection's lock, which the caller has.
+        if not self._lock.acquire(blocking=False):
+            raise BlockingIOError
+        try:
             if self._in_use:
                 raise BlockingIOError  # we have interrupted it
             self._in_use = True
@@ -204,9 +209,11 @@ class TLSStream:
                 raise explained(error, self._peer) from error
             finally:
                 self._in_use = False
-            if not sent:
-                raise BlockingIOError
-            return sent
+        finally:
+            self._lock.release()
+        if not sent:
+            raise BlockingIOError
+        return sent
 
     # With the lock held
 

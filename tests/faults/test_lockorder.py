@@ -40,7 +40,7 @@ def test_locks_are_taken_down_the_list_whatever_is_done(certificates: Certificat
     saw = json.loads(done.stdout)
     assert not saw['wrong'], '\n'.join(saw['wrong'])
     assert not saw['cycle']
-    assert ['connection.Connection._lock', 'tlsstream.TLSStream._lock'] in saw['edges']
+    assert ['server.Server._first_start', 'role.Role._lock'] in saw['edges']  # or nothing is seen
     assert set(saw['taken']) | _UNSEEN == _listed()
 
 
