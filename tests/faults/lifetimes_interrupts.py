@@ -1,6 +1,7 @@
 """A program whose signal handlers, or objects' ``__del__``, use nodeipc at any moment: while it emits, asks, connects, ends.
 
-Arguments: ``signal``, ``del`` or ``raise``, a seed, how many interruptions. Prints what came of each kind of act, as JSON;
+Arguments: ``signal``, ``del`` or ``raise``, a seed, how many interruptions, and, as JSON, config.tls of the server and
+of the client that most is done with, if that is to be a TLS connection. Prints what came of each kind of act, as JSON;
 says on stderr what it should not have met, and dumps the stacks and fails if it hangs.
 """
 
@@ -21,7 +22,7 @@ from typing import Any, Callable, Dict, List
 import nodeipc
 from nodeipc import IPC
 
-_HUNG_SECONDS = 30
+_HUNG_SECONDS = 120
 
 
 class Interrupted(Exception):
@@ -31,15 +32,26 @@ class Interrupted(Exception):
 class Program:
     """A server, clients that talk to it, and what interrupts that."""
 
-    def __init__(self, directory: str, seed: str) -> None:
+    def __init__(self, directory: str, seed: str, tls: str) -> None:
         self.chance = random.Random(seed)
         self.directory = f'{directory}/'
         self.world = self.make('world')
         self.server = self.world.serve()
-        self.server.on('message', lambda data, socket: socket.emit('message', data))
-        self.server.start()
         self.ipc = self.make('client')
-        self.mine, self.other, self.third = (self.connect(id) for id in ('mine', 'other', 'third'))
+        self.instances = [self.ipc, self.world]
+        if tls:
+            settings = json.loads(tls)
+            secure, own = self.make('secure', tls=settings[0]), self.make('secure-client', tls=settings[1])
+            self.instances += [own, secure]
+            #: Of `mine`, which most is done with, and interrupted.
+            self.home = secure.serve_net('127.0.0.1', 0)
+        else:
+            self.home = self.server
+        for server in {self.server, self.home}:
+            server.on('message', lambda data, socket: socket.emit('message', data))
+            server.start()
+        self.other, self.third = (self.connect(id) for id in ('other', 'third'))
+        self.mine = own.connect_to_net('mine', *self.home.address) if tls else self.connect('mine')
         self.sync = self.make('asking', sync=True)
         self.asking = self.sync.connect_to('world')
         for client in (self.mine, self.other, self.third):
@@ -67,7 +79,7 @@ class Program:
         self.asking.emit('message', 1)
 
     def act_broadcast(self) -> None:
-        self.server.broadcast('news', 1)
+        self.home.broadcast('news', 1)
 
     def act_request(self) -> None:
         assert self.mine.request('message', 'inner', reply='message') is not None
@@ -81,7 +93,7 @@ class Program:
             next(events)
 
     def act_on_off(self) -> None:
-        for emitter in (self.mine, self.server):
+        for emitter in (self.mine, self.home):
             emitter.off('noise', emitter.on('noise', _nothing))
             emitter.once('never', _nothing)
             emitter.off('never')
@@ -100,8 +112,8 @@ class Program:
 
     def act_stats(self) -> None:
         self.mine.stats()
-        self.server.stats()
-        assert len(self.server.sockets) >= 0
+        self.home.stats()
+        assert len(self.home.sockets) >= 0
 
     def interrupt(self) -> None:
         """Do one of those, whatever has been interrupted."""
@@ -135,7 +147,7 @@ class Program:
             spare.wait_connected()
             spare.disconnect()
         elif kind == 'broadcast':
-            self.server.broadcast('news', 1)
+            self.home.broadcast('news', 1)
         elif kind == 'flush':
             client.flush()
         else:
@@ -187,7 +199,7 @@ class Program:
             here.is_inside = False
 
         self.mine.on('message', litter)
-        self.server.on('noise', litter_serving)
+        self.home.on('noise', litter_serving)
         self.server.on('connect', litter_serving)
 
         def drive() -> None:
@@ -247,7 +259,7 @@ class Program:
             client.wait_connected()
             while client.request('message', 'the end', timeout=10) != 'the end':
                 pass  # answers of what was interrupted
-        for ipc in (self.ipc, self.sync, self.world):
+        for ipc in (self.sync, *self.instances):
             ipc.close()
         assert {thread.name for thread in threading.enumerate()} == {'MainThread'}
 
@@ -256,14 +268,14 @@ def _nothing(*_: Any) -> None:
     pass
 
 
-def main(how: str, seed: str, count: str) -> None:
+def main(how: str, seed: str, count: str, tls: str = '') -> None:
     logging.getLogger('nodeipc').setLevel(logging.ERROR)  # connections that an exception has cost
     faulthandler.dump_traceback_later(_HUNG_SECONDS, exit=True)
     acts: Dict[str, Callable[[Program, int], None]] = {
         'signal': Program.by_signals, 'del': Program.by_collector, 'raise': Program.by_exceptions,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
-        program = Program(directory, seed)
+        program = Program(directory, seed, tls)
         acts[how](program, int(count))
         program.end()
     for text in program.unexpected:

@@ -88,8 +88,9 @@ class Way:
 
     def _write(self, now: float) -> None:
         count = len(self._held)
-        if self.piece is not None:
-            count = min(count, self.piece() if callable(self.piece) else self.piece)
+        piece = self.piece  # another thread may change it meanwhile
+        if piece is not None:
+            count = min(count, piece() if callable(piece) else piece)
         if self._limit is not None:
             count = min(count, self._limit - self.passed)
         sent = self._target.send(self._held[:count]) if count else 0

@@ -57,8 +57,11 @@ def answering(nodeipc: Any, id: str, **settings: Any) -> Tuple[Any, Any, List[st
 # Descriptors
 
 
-def few_descriptors(kind: str) -> None:
-    """Start with each number of descriptors that are left, from none: it works, or says what is wrong and leaves nothing."""
+def few_descriptors(*kinds: str) -> None:
+    """Start, of each kind, with each number of descriptors that are left, from none.
+
+    It works, or says what is wrong and leaves nothing.
+    """
     import nodeipc
 
     with nodeipc.IPC(id='first') as first, first.serve():  # what is imported later
@@ -67,6 +70,12 @@ def few_descriptors(kind: str) -> None:
         pass
     first_address = first.server.address
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for kind in kinds:
+        _few_descriptors(kind, nodeipc, first_address, soft, hard)
+
+
+def _few_descriptors(kind: str, nodeipc: Any, first_address: Any, soft: int, hard: int) -> None:
+    found: List[Any] = [kind]
     before, threads = descriptors(), threading.active_count()
     for free in itertools.count():
         ipc = nodeipc.IPC(id=f'few-{kind}')
@@ -97,8 +106,8 @@ def few_descriptors(kind: str) -> None:
         ipc.close(SECONDS)
         if not error:
             break
-        say([free, path or '/nowhere', error, left])
-    say(free)
+        found.append([free, path or '/nowhere', error, left])
+    say([*found, free])
 
 
 def handlers_without_descriptors() -> None:
@@ -369,14 +378,14 @@ def threads(workers: str) -> None:
 
 
 def little_memory() -> None:
-    """A server that has some 60 MB, and answers until its input ends."""
+    """A server that has some 32 MB, and answers until its input ends."""
     import nodeipc
 
     ipc, server, errors = answering(nodeipc, 'world', workers=2)
     server.start()
     with open('/proc/self/statm') as statm:
         size = int(statm.read().split()[0]) * os.sysconf('SC_PAGE_SIZE')
-    resource.setrlimit(resource.RLIMIT_AS, (size + (60 << 20), resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (size + (32 << 20), resource.getrlimit(resource.RLIMIT_AS)[1]))
     say(server.address)
     sys.stdin.read()
     say([errors, server.stats()['connections_total'], server.stats()['connections']])
@@ -386,11 +395,16 @@ def little_memory() -> None:
 # Connections
 
 
+def resident() -> int:
+    with open('/proc/self/statm') as statm:
+        return int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
 def report(server: Any) -> Dict[str, Any]:
     gc.collect()
     return {
         'descriptors': len(descriptors()), 'threads': threading.active_count(), 'blocks': sys.getallocatedblocks(),
-        'total': server.stats()['connections_total'], 'unfinished': len(server._unfinished),
+        'resident': resident(), 'total': server.stats()['connections_total'], 'unfinished': len(server._unfinished),
     }
 
 
@@ -409,41 +423,58 @@ def many_served(transport: str) -> None:
     ipc.close(SECONDS)
 
 
-def come_and_go(kind: str, address: str, seconds: str) -> None:
-    """Connect, ask, and leave, again and again; say how often, and how often the answer was wrong."""
-    where = json.loads(address)
-    where = tuple(where) if isinstance(where, list) else where
-    count = wrong = 0
-    end = time.monotonic() + float(seconds)
-    if kind == 'clients':
-        import nodeipc
+def come_and_go() -> None:
+    """Connect, ask, and leave, again and again, by plain sockets and by clients at the same time.
 
+    Orders are lines on stdin: where, for how many seconds, and how often at least. Says how often it was, how often the
+    answer was wrong, and how many seconds it took.
+    """
+    import nodeipc
+
+    for line in sys.stdin:
+        where, seconds, least = json.loads(line)
+        where = tuple(where) if isinstance(where, list) else where
+        began = time.monotonic()
+        done = {'sockets': 0, 'clients': 0}
+        wrong: List[Any] = []
+
+        def goes_on(began: float = began, seconds: float = seconds, least: int = least, done: Dict[str, int] = done) -> bool:
+            return time.monotonic() - began < seconds or sum(done.values()) < least
+
+        def by_sockets(where: Any = where, goes_on: Any = goes_on, done: Any = done, wrong: Any = wrong) -> None:
+            while goes_on():
+                with socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET) as sock:
+                    sock.connect(where)
+                    sock.sendall(ASK)
+                    if sock.recv(len(ANSWER), socket.MSG_WAITALL) != ANSWER:
+                        wrong.append('sockets')
+                    if not isinstance(where, str):  # or the system would remember thousands of them for a minute
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0')
+                done['sockets'] += 1
+
+        other = threading.Thread(target=by_sockets)
+        other.start()
         with nodeipc.IPC(id='clients') as ipc:
             connect = ipc.connect_to if isinstance(where, str) else ipc.connect_to_net
-            while time.monotonic() < end:
+            while goes_on():
                 client = connect('world', *([where] if isinstance(where, str) else where))
-                wrong += client.request('ask', count, reply='answer', timeout=SECONDS) != count
+                if client.request('ask', done['clients'], reply='answer', timeout=SECONDS) != done['clients']:
+                    wrong.append('clients')
                 client.disconnect()
-                count += 1
-    while time.monotonic() < end:
-        with socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET) as sock:
-            sock.connect(where)
-            sock.sendall(ASK)
-            wrong += sock.recv(len(ANSWER), socket.MSG_WAITALL) != ANSWER
-            if not isinstance(where, str):  # or the system would remember thousands of them for a minute
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0')
-        count += 1
-    say([count, wrong])
+                done['clients'] += 1
+        other.join()
+        say([sum(done.values()), len(wrong), time.monotonic() - began])
 
 
-def many_clients(path: str, count: str) -> None:
-    """So many clients of one instance, at once; each asks."""
+def many_clients(count: str) -> None:
+    """So many clients of one instance, at once; each asks. The path of the server is a line on stdin."""
     import nodeipc
 
     more_descriptors()
     ipc = nodeipc.IPC(id='clients')
     with nodeipc.IPC(id='first') as first, first.serve():
         first.connect_to('first').wait_connected(SECONDS)
+    (path,) = json.loads(sys.stdin.readline())
     gc.collect()
     before = len(descriptors()), threading.active_count()
     blocks = sys.getallocatedblocks()
@@ -496,15 +527,15 @@ def clock(certificates: str) -> None:
 
         return call
 
-    ipc, server, errors = answering(nodeipc, 'world', parser='guarded', message_timeout=200, stall_timeout=200)
+    ipc, server, errors = answering(nodeipc, 'world', parser='guarded', message_timeout=100, stall_timeout=100)
     clients = nodeipc.IPC(id='clients', retry=10, parser='guarded')
     client = clients.connect_to('world')
-    timed('emit without a connection', raises(nodeipc.EmitTimeout, lambda: client.emit('ask', timeout=0.2)))
-    timed('wait_connected', lambda: client.wait_connected(0.2) and 1 / 0)
+    timed('emit without a connection', raises(nodeipc.EmitTimeout, lambda: client.emit('ask', timeout=0.1)))
+    timed('wait_connected', lambda: client.wait_connected(0.1) and 1 / 0)
     server.start()
     timed('a retry', lambda: client.wait_connected(SECONDS) or 1 / 0)
-    timed('a request', raises(nodeipc.RequestTimeout, lambda: client.request('nothing', timeout=0.2)))
-    timed('events', raises(nodeipc.RequestTimeout, lambda: next(client.events('nothing', timeout=0.2))))
+    timed('a request', raises(nodeipc.RequestTimeout, lambda: client.request('nothing', timeout=0.1)))
+    timed('events', raises(nodeipc.RequestTimeout, lambda: next(client.events('nothing', timeout=0.1))))
     assert client.request('ask', 1, reply='answer', timeout=SECONDS) == 1
     with socket.socket(socket.AF_UNIX) as late:
         late.connect(server.address)

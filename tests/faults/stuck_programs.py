@@ -44,7 +44,7 @@ def never_returns(side: str, workers: str) -> None:
         threading.Event().wait()
 
     mine = {'stall_timeout': 200, 'workers': int(workers)}
-    server = nodeipc.IPC(id=f'server-{workers}', **(mine if side == 'server' else {})).serve()
+    server = nodeipc.IPC(id=f'server-{side}-{workers}', **(mine if side == 'server' else {})).serve()
     clients = nodeipc.IPC(id='clients', **(mine if side == 'client' else {}))
     server.on('connect', lambda socket: socket.emit('do'))
     if side == 'server':
@@ -61,7 +61,7 @@ def never_returns(side: str, workers: str) -> None:
 def forks(side: str, workers: str) -> None:
     """A handler forks: a child that leaves at once, and one that has an instance of its own."""
     warnings.filterwarnings('ignore', category=DeprecationWarning)  # of 3.12: the process has threads
-    server = nodeipc.IPC(id=f'server-{workers}', workers=int(workers) if side == 'server' else 2).serve()
+    server = nodeipc.IPC(id=f'server-{side}-{workers}', workers=int(workers) if side == 'server' else 2).serve()
     clients = nodeipc.IPC(id='clients', workers=int(workers) if side == 'client' else 2)
 
     def child(what: str) -> None:

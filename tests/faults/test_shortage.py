@@ -30,6 +30,9 @@ from .stuck_running import Programs, findings, heard
 SECONDS = 40
 ADVICE = ('choose', 'close some', 'make it', 'set config')
 
+# What a process grows by, whatever it does.
+MEMORY_NOISE = 2 << 20
+
 has_proc = pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='needs /proc')
 
 
@@ -44,17 +47,17 @@ def program() -> Iterator[Programs]:
 
 
 @has_proc
-@pytest.mark.parametrize('kind', ['unix', 'tcp', 'client'])
-def test_with_any_number_of_descriptors_a_start_works_or_says_why_not(program: Programs, kind: str, tried: Any) -> None:
+def test_with_any_number_of_descriptors_a_start_works_or_says_why_not(program: Programs, tried: Any) -> None:
     """And leaves nothing behind, and the same instance can be started when there are some."""
-    *refused, enough = findings(program('few_descriptors', kind))
-    assert len(refused) == enough >= 2
-    for free, path, (code, text), left in refused:
-        assert code in (errno.EMFILE, errno.ENFILE), free
-        assert path in text or os.path.dirname(path) in text, free  # the server, or the socket root
-        assert 'close some descriptors, or raise the limit' in text, free
-        assert left == [False, 0], free
-    tried('no descriptors left at start', enough, enough)
+    for kind, *refused, enough in findings(program('few_descriptors', 'unix', 'tcp', 'client')):
+        assert len(refused) == enough >= 2
+        for free, path, (code, text), left in refused:
+            where = (kind, free)
+            assert code in (errno.EMFILE, errno.ENFILE), where
+            assert path in text or os.path.dirname(path) in text, where  # the server, or the socket root
+            assert 'close some descriptors, or raise the limit' in text, where
+            assert left == [False, 0], where
+        tried('no descriptors left at start', enough, enough)
 
 
 @has_proc
@@ -121,24 +124,29 @@ def test_a_disk_that_is_full_or_read_only(program: Programs, own_mounts: Sequenc
 
 
 @has_proc
-@pytest.mark.parametrize('workers', [0, 1, 4])
-def test_no_thread_can_be_started_for_a_while(program: Programs, workers: int, tried: Any) -> None:
+def test_no_thread_can_be_started_for_a_while(program: Programs, tmp_path: pathlib.Path, tried: Any) -> None:
     """At start, later, while a handler blocks, for looking up a name, and at the end."""
-    refused, middle, end = findings(program('threads', workers))
-    assert len(refused) == 3
-    for text, what in zip(refused, ("server 'world'", "server 'world'", "client 'world'")):
-        assert what in text
-        assert "can't start new thread" in text
-    failure, errors, warnings = middle
-    assert "client 'named'" in failure
-    assert "can't start new thread" in failure
-    assert errors == []
-    assert warnings == 2 * bool(workers)  # each instance says it once
-    over, is_clean, errors = end
-    assert over
-    assert is_clean
-    assert all("can't start new thread" in text for text in errors)
-    tried('no thread can be started', 5, 900)
+    processes = []
+    for workers in (0, 1, 4):  # at the same time, each with a socket root of its own
+        root = tmp_path / str(workers)
+        root.mkdir(mode=0o700)
+        processes.append((workers, program('threads', workers, prefix=['env', f'XDG_RUNTIME_DIR={root}'])))
+    for workers, process in processes:
+        refused, middle, end = findings(process)
+        assert len(refused) == 3
+        for text, what in zip(refused, ("server 'world'", "server 'world'", "client 'world'")):
+            assert what in text
+            assert "can't start new thread" in text
+        failure, errors, warnings = middle
+        assert "client 'named'" in failure
+        assert "can't start new thread" in failure
+        assert errors == []
+        assert warnings == 2 * bool(workers)  # each instance says it once
+        over, is_clean, errors = end
+        assert over
+        assert is_clean
+        assert all("can't start new thread" in text for text in errors)
+        tried('no thread can be started', 5, 900)
 
 
 # Memory
@@ -147,7 +155,7 @@ def test_no_thread_can_be_started_for_a_while(program: Programs, workers: int, t
 @has_proc
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='other systems do not keep to RLIMIT_AS')
 def test_a_message_for_which_there_is_no_memory_ends_its_connection_alone(program: Programs, tried: Any) -> None:
-    """A real shortage: the process may have 60 MB more, and a message needs a gigabyte."""
+    """A real shortage: the process may have 32 MB more, and a message needs 100."""
     server = program('little_memory')
     address = heard(server)
     known = socket.socket(socket.AF_UNIX)
@@ -161,8 +169,8 @@ def test_a_message_for_which_there_is_no_memory_ends_its_connection_alone(progra
         known.connect(address)
         assert asks()
         for message in (
-            b'{"type":"x","data":[' + b'[],' * 8_000_000 + b'0]}\f',  # small on the wire, large in memory
-            b'{"type":"x","data":"' + b'x' * 60_000_000 + b'"}\f',
+            b'{"type":"x","data":[' + b'[],' * 1_500_000 + b'0]}\f',  # small on the wire, large in memory
+            b'{"type":"x","data":"' + b'x' * 30_000_000 + b'"}\f',
         ):
             with socket.socket(socket.AF_UNIX) as hungry:
                 hungry.settimeout(SECONDS)
@@ -355,36 +363,44 @@ def bystander() -> Iterator[Callable[[Any], Bystander]]:
 
 @has_proc
 def test_as_many_connects_and_disconnects_as_the_machine_does(
-    program: Programs, bystander: Callable[[Any], Bystander], transport: str, often: Any, tried: Any
+    program: Programs, bystander: Callable[[Any], Bystander], often: Any, tried: Any
 ) -> None:
-    """By plain sockets and by clients of ours, in processes of their own: nothing is left, and who stays is served."""
-    seconds = often(1, 15)
-    server = program('many_served', transport)
-    report = bystander(server)
-    address = json.dumps(report.address)
-    for kind in ('sockets', 'clients'):  # what is made once
-        ((_, wrong),) = findings(program('come_and_go', kind, address, 0.2))
+    """Over both transports at once, by plain sockets and by clients of ours: nothing is left, and who stays is served."""
+    seconds = often(0.6, 15)
+    transports = ('unix', 'tcp')
+    servers = [program('many_served', transport) for transport in transports]
+    churning = [program('come_and_go') for _ in transports]
+    reports = [bystander(server) for server in servers]
+    for process, report in zip(churning, reports):  # what is made once
+        tell(process, report.address, 0.2, 60)
+    for process in churning:
+        assert heard(process)[1] == 0
+    for report in reports:
+        eventually(lambda report=report: report()['unfinished'] == 1)
+    before = [report() for report in reports]
+    for process, report in zip(churning, reports):
+        tell(process, report.address, seconds, 400)
+    for _ in range(20):  # in the middle of it
+        assert all(report()['unfinished'] < 200 for report in reports)
+    for transport, server, process, report, first in zip(transports, servers, churning, reports, before):
+        ((count, wrong, took),) = findings(process)
         assert wrong == 0
-    eventually(lambda: report()['unfinished'] == 1)
-    before = report()
-    churning = [program('come_and_go', kind, address, seconds) for kind in ('sockets', 'clients')]
-    looks = 0
-    while any(one.poll() is None for one in churning):
-        assert report()['unfinished'] < 200
-        looks += 1
-    assert looks > 3
-    counts = [findings(one)[0] for one in churning]
-    assert [wrong for _, wrong in counts] == [0, 0]
-    count = sum(count for count, _ in counts)
-    eventually(lambda: report()['unfinished'] == 1)
-    after = report()
-    assert after['threads'] <= 3 + shortage_programs.WORKERS  # and who leads, who watches, and the main thread
-    assert after['total'] - before['total'] == count
-    assert after['descriptors'] == before['descriptors']
-    assert after['blocks'] - before['blocks'] < 2000 + count // 20  # a connection has dozens
-    server.stdin.close()
-    assert server.wait(SECONDS) == 0
-    tried(f'connects and disconnects in {seconds} s, {transport}', count, count)
+        eventually(lambda report=report: report()['unfinished'] == 1)
+        after = report()
+        assert after['threads'] <= 3 + shortage_programs.WORKERS  # and who leads, who watches, and the main thread
+        assert after['total'] - first['total'] == count >= 400
+        assert after['descriptors'] == first['descriptors']
+        assert after['blocks'] - first['blocks'] < 2000 + count // 20  # a connection has dozens
+        assert after['resident'] - first['resident'] < MEMORY_NOISE + 4096 * count  # and buffers, which are not among those
+        server.stdin.close()
+        assert server.wait(SECONDS) == 0
+        tried(f'{count / took:,.0f} connects and disconnects a second for {took:.1f} s, {transport}', count, count)
+
+
+def tell(process: Any, *order: Any) -> None:
+    """Give a program its next order."""
+    process.stdin.write(json.dumps(order) + '\n')
+    process.stdin.flush()
 
 
 @has_proc
@@ -395,7 +411,7 @@ def test_two_thousand_connections_at_once(program: Programs, bystander: Callable
     count = 2000
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < count + 200:
         pytest.skip('this system does not allow so many descriptors')
-    server = program('many_served', 'unix')
+    server, clients = program('many_served', 'unix'), program('many_clients', count)
     report = bystander(server)
     address = report.address
     with socket.socket(socket.AF_UNIX) as first:  # what is made once
@@ -404,7 +420,7 @@ def test_two_thousand_connections_at_once(program: Programs, bystander: Callable
         assert first.recv(100) == shortage_programs.ANSWER
     eventually(lambda: report()['unfinished'] == 1)
     before = report()
-    clients = program('many_clients', address, count)
+    tell(clients, address)
     assert heard(clients) == [count, count]
     during = report()
     assert during['unfinished'] == count + 1
@@ -419,7 +435,7 @@ def test_two_thousand_connections_at_once(program: Programs, bystander: Callable
     assert during['blocks'] - after['blocks'] > 15 * count  # or what is measured here is something else
     server.stdin.close()
     assert server.wait(SECONDS) == 0
-    tried('2,000 connections at once', 1, 2 * count)
+    tried('2,000 connections at once, Unix', 1, 2 * count)
 
 
 # Clocks
@@ -457,7 +473,7 @@ def test_a_wall_clock_that_jumps_changes_no_duration(program: Programs, request:
         files = json.dumps([certificates.key('server'), certificates.pem('server'), certificates.pem('ca')])
     ((took, errors, _),) = findings(program('clock', files))
     for what in ('emit without a connection', 'wait_connected', 'a request', 'events', 'a message that is not complete'):
-        assert took[what] >= 0.19, what
+        assert took[what] >= 0.095, what
     assert all(seconds < 3600 for seconds in took.values())  # and it ended at all
     assert [error for error in errors if 'ERR_IPC_MESSAGE_TIMEOUT' not in error] == []
     assert len(errors) == 1

@@ -217,16 +217,17 @@ def test_a_handler_that_never_returns_does_not_hold_up_close(
     tried('a handler that never returns, and close')
 
 
-@each_side
-def test_a_handler_that_never_returns_does_not_hold_up_the_end_of_the_script(program: Programs, side: str) -> None:
-    programs = [program('never_returns', side, workers) for workers in (0, 1, 4)]
+def test_a_handler_that_never_returns_does_not_hold_up_the_end_of_the_script(program: Programs, tried: Any) -> None:
+    which = [(side, workers) for side in ('server', 'client') for workers in (0, 1, 4)]
+    programs = [program('never_returns', side, workers) for side, workers in which]
     stuck = []
-    for workers, process in zip((0, 1, 4), programs):
+    for where, process in zip(which, programs):
         try:
             assert findings(process) == ['ends']
         except AssertionError as error:
-            stuck.append(f'workers={workers}: {error}')
+            stuck.append(f'{where}: {error}')
     assert not stuck, stuck
+    tried('a handler that never returns, and the end of the script', len(which))
 
 
 # Handlers that emit, and by that call themselves
@@ -481,10 +482,9 @@ def test_a_handler_may_run_a_program(scene: Callable[..., Scene], side: str, wor
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
-@each_side
-def test_a_handler_may_fork(program: Programs, side: str, tried: Any) -> None:
+def test_a_handler_may_fork(program: Programs, tried: Any) -> None:
     """In processes of their own, for the test's has threads."""
-    for process in [program('forks', side, workers) for workers in (0, 1, 4)]:
+    for process in [program('forks', side, workers) for side in ('server', 'client') for workers in (0, 1, 4)]:
         ((statuses, answered, connections, is_there),) = findings(process)
         assert statuses == [0] * 6
         assert answered

@@ -1,7 +1,9 @@
 """A table of numbers that all processes of a soak share: what was sent, and what of it has arrived.
 
-It is a file mapped into memory, so the numbers of a process that was killed are still there. Each row is one line of
-numbered messages; each field is written by one process at a time, and there by one thread at a time.
+It is a file mapped into memory, so the numbers of a process that was killed are still there. A lane has LANE rows: the first
+ones are its threads', one line of numbered messages each, and the first also stands for its connection as the client has it.
+From CONNECTIONS on there is one for each of its connections as the server has it. Each field is written by one process at a
+time, and there by one thread at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import List
 
 # What a row has. Up is from client to server, and numbered through all connections; down is numbered in each connection.
 (
-    TRIED,  # up: the number that is being emitted
+    TRIED,  # up: the last number that is being emitted
     ACCEPTED,  # up: the last number that emit has accepted
     HIGH,  # up: the highest that has arrived
     UP_DELIVERED,
@@ -20,24 +22,32 @@ from typing import List
     DOWN_DELIVERED,
     CONNECTS,
     PROGRESS,  # steps that the lane has taken
-    SENT_TOKEN,  # down: the connection that the server sent by last, and the number that it had there
-    SENT_NUMBER,
-    SEEN_TOKEN,  # the same, as the client has it
-    SEEN_NUMBER,
+    TOKEN,  # down: the connection, the last number of it that was sent or has arrived, the first and last of the broadcasts
+    NUMBER,
+    FIRST_NEWS,
+    LAST_NEWS,
     UP_LOST,
     UP_DOUBLE,
     UP_DAMAGED,
     DOWN_LOST,
     DOWN_DOUBLE,
     DOWN_DAMAGED,
+    NEWS_SENT,
     NEWS_DELIVERED,
     RETRIED,  # emits that have timed out, and that were repeated with the same number
     UNANSWERED,  # requests whose connection was lost
-) = range(21)
+) = range(22)
 FIELDS = 24
 ROWS = 1 << 17
+LANE = 32
+CONNECTIONS = 4
 
 _BYTES = 8 * FIELDS * ROWS
+
+
+def lane_of(row: int) -> int:
+    """The first row of the lane that has `row`."""
+    return row // LANE * LANE
 
 
 class Board:
@@ -64,6 +74,15 @@ class Board:
     def row(self, row: int) -> List[int]:
         """A copy of all fields of a row."""
         return list(self._numbers[row * FIELDS:(row + 1) * FIELDS])
+
+    def connection(self, row: int) -> List[int]:
+        """Token, number, first and last broadcast of a row."""
+        return list(self._numbers[row * FIELDS + TOKEN:row * FIELDS + LAST_NEWS + 1])
+
+    def set_connection(self, row: int, token: int) -> None:
+        """Give a row another connection, or none (0), that has sent nothing."""
+        for field in (TOKEN, NUMBER, FIRST_NEWS, LAST_NEWS):
+            self.set(row, field, token if field == TOKEN else 0)
 
     def close(self) -> None:
         self._numbers.release()

@@ -86,7 +86,7 @@ class Child:
         self._answering = threading.Lock()
         self._warnings = _Warnings()
         logging.getLogger('nodeipc').addHandler(self._warnings)
-        self.findings = Findings()
+        self.findings = Findings(spec['findings'])
         self._woken, self._waker = os.pipe()
         signal.signal(signal.SIGTERM, lambda *_: os.write(self._waker, b't') and None)
         board = Board(spec['board'])
@@ -108,7 +108,7 @@ class Child:
             ready, _, _ = select.select([0, self._woken], [], [])
             if self._woken in ready:
                 self._role.end()
-                self._answer(-1, self.findings.take())
+                self._answer(-1, {})
                 return
             chunk = os.read(0, 1 << 16)
             if not chunk:
@@ -125,7 +125,7 @@ class Child:
         what, id = order['do'], order['id']
         if what == 'status':
             self._answer(id, {
-                **self._role.status(), **self.findings.take(), 'threads': threading.active_count(),
+                **self._role.status(), 'threads': threading.active_count(),
                 'descriptors': descriptors(), 'resident': resident(), 'warnings': self._warnings.count,
             })
         elif what == 'tidy':
@@ -149,7 +149,7 @@ class Child:
                 break
             patience.wait(0.05)
         self._answer(id, {
-            **self.findings.take(), 'left_threads': max(0, left[0]), 'left_descriptors': max(0, left[1]),
+            'left_threads': max(0, left[0]), 'left_descriptors': max(0, left[1]),
             'names': [thread.name for thread in threading.enumerate()],
         })
 

@@ -12,12 +12,12 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Tuple
 
 from ..faults.proxy import CUT, HALF_CLOSE, RESET, STOP, Link, Proxy
-from .judge import BOTH, DOWN, NOTHING, UP
+from .judge import BOTH, UP
 
 if TYPE_CHECKING:
     from .soak import Soak
 
-# Seconds between two faults of one proxy, and between two of processes, on average.
+# Seconds between two faults of the proxies of one transport, and between two of processes, on average.
 PROXY_SECONDS = 0.8
 PROCESS_SECONDS = 3.0
 
@@ -36,8 +36,8 @@ class Injector:
 
     def start(self) -> None:
         self._is_on = True
-        for name, proxy in self._soak.proxies.items():
-            self._plan(PROXY_SECONDS, functools.partial(self._disturb_links, name, proxy))
+        for transport in self._soak.transports:
+            self._plan(PROXY_SECONDS, functools.partial(self._disturb_links, f'{transport}/'))
         self._plan(PROCESS_SECONDS, self._disturb_processes)
 
     def stop(self) -> None:
@@ -71,46 +71,46 @@ class Injector:
 
         self._later(self._random.uniform(0.2, 1.8) * mean, go)
 
-    def _count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
-
     # Connections
 
-    def _disturb_links(self, name: str, proxy: Proxy) -> None:
-        links = list(proxy.links)
+    def _disturb_links(self, prefix: str) -> None:
+        links = [
+            (name, proxy, link) for name, proxy in self._soak.proxies.items() if name.startswith(prefix)
+            for link in list(proxy.links)
+        ]
         kinds = [
             (self._cut, 4), (self._cut_frame, 4), (self._reset, 3), (self._half_close, 2), (self._pieces, 2),
             (self._delay, 2), (self._stall, 1.5), (self._refuse, 0.7),
         ]
         fault = self._random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
         if links:
-            fault(name, proxy, self._random.choice(links))
+            fault(*self._random.choice(links))
 
     def _way(self, link: Link) -> Any:
         return self._random.choice((link.up, link.down))
 
     def _cut(self, name: str, proxy: Proxy, link: Link) -> None:
-        self._done(name, 'cuts', BOTH)
+        self._done(name, 'cuts')
         link.cut()
 
     def _cut_frame(self, name: str, proxy: Proxy, link: Link) -> None:
         """In the middle of whatever passes next; it may take a while to pass."""
-        self._done(name, 'cuts mid-frame', BOTH, 2)
+        self._done(name, 'cuts mid-frame', 2)
         self._way(link).end_after(self._random.randrange(1, 5000), self._random.choice((CUT, RESET)))
         self._later(2, link.cut)
 
     def _reset(self, name: str, proxy: Proxy, link: Link) -> None:
-        self._done(name, 'resets', BOTH)
+        self._done(name, 'resets')
         link.reset()
 
     def _half_close(self, name: str, proxy: Proxy, link: Link) -> None:
-        self._done(name, 'half-closes', BOTH, 3)
+        self._done(name, 'half-closes', 3)
         self._way(link).end_after(self._random.randrange(0, 2000), HALF_CLOSE)
         self._later(3, link.cut)
 
     def _pieces(self, name: str, proxy: Proxy, link: Link) -> None:
         seconds = self._random.uniform(0.1, 0.6)
-        self._done(name, 'single bytes', NOTHING, seconds)
+        self._done(name, 'single bytes', seconds)
         way = self._way(link)
         way.piece = self._random.choice((1, 1, 7))
 
@@ -121,7 +121,7 @@ class Injector:
 
     def _delay(self, name: str, proxy: Proxy, link: Link) -> None:
         seconds = self._random.uniform(0.2, 1.5)
-        self._done(name, 'delays', NOTHING, seconds)
+        self._done(name, 'delays', seconds)
         way = self._way(link)
         way.pause = self._random.uniform(0.001, 0.05)
 
@@ -133,7 +133,7 @@ class Injector:
 
     def _stall(self, name: str, proxy: Proxy, link: Link) -> None:
         seconds = self._random.uniform(0.2, 2)
-        self._done(name, 'stops', NOTHING, seconds)
+        self._done(name, 'stops', seconds)
         way = self._way(link)
         if self._random.random() < 0.5:
             way.stopped = True
@@ -151,7 +151,7 @@ class Injector:
 
     def _refuse(self, name: str, proxy: Proxy, link: Link) -> None:
         seconds = self._random.uniform(0.1, 0.8)
-        self._done(name, 'refusals', BOTH, seconds)
+        self._done(name, 'refusals', seconds)
         if proxy.path is not None:
             # Not TCP: on a port that the system has chosen, a client that is refused could be given that very port for its
             # own end, and connect to itself.
@@ -167,9 +167,10 @@ class Injector:
         proxy.cut_all(reset=self._random.random() < 0.5)
         self._later(seconds, undo)
 
-    def _done(self, where: str, what: str, takes: str, seconds: float = 0.0) -> None:
-        self._count(what)
-        self._soak.judge.note(where, what, takes, seconds)
+    def _done(self, where: str, what: str, seconds: float = 0.0) -> None:
+        """Count it. What a proxy ends it tells itself, when it does."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        self._soak.judge.note(where if where in self._soak.processes else f'lane {self._soak.fronts[where]}', seconds)
 
     # Processes
 
@@ -187,15 +188,16 @@ class Injector:
         if is_server and process.spec['transport'] != 'udp':
             kinds += [('restart', 2)]
         kind = chance.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
-        takes = BOTH if kind == 'kill' else NOTHING if kind == 'stop' else UP if is_server else DOWN
+        if is_server and kind != 'stop':
+            process.ends = soak.judge.end_server(name, BOTH if kind == 'kill' else UP)
         if kind == 'stop':
             seconds = chance.uniform(0.2, 2)
-            self._done(name, 'SIGSTOPs', takes, seconds + 0.5)
+            self._done(name, 'SIGSTOPs', seconds + 0.5)
             process.stop_for(seconds)
         elif kind == 'restart':
-            self._done(name, 'server restarts', takes, 3)
+            self._done(name, 'server restarts', 3)
             process.is_busy = True
             soak.await_restart(process)
         else:
-            self._done(name, 'kills' if kind == 'kill' else 'SIGTERMs', takes, 3)
+            self._done(name, 'kills' if kind == 'kill' else 'SIGTERMs', 3)
             soak.replace(process, signal.SIGKILL if kind == 'kill' else signal.SIGTERM)

@@ -6,9 +6,11 @@ there was a reason (`judge`).
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
 from . import board as fields
 from .board import Board
@@ -16,37 +18,22 @@ from .payloads import checksum, sign
 
 
 class Findings:
-    """What is wrong, and what the parent is to judge. Any thread adds, the control thread takes."""
+    """What is wrong, and what the parent is to judge: lines of a file that all children write to, and that outlives them."""
 
-    def __init__(self) -> None:
-        self._wrong: List[str] = []
-        self._records: List[Dict[str, Any]] = []
-        self._lock = threading.Lock()
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._wrongs = 0
 
     def wrong(self, kind: str, text: str) -> None:
-        with self._lock:
-            if len(self._wrong) < 100:
-                self._wrong.append(f'{kind}: {text}')
+        self._wrongs += 1
+        if self._wrongs <= 100:
+            self.record(what='wrong', text=f'{kind}: {text} [process {os.getpid()}]')
 
     def record(self, **record: Any) -> None:
-        with self._lock:
-            self._records.append(record)
+        os.write(self._descriptor, json.dumps(record).encode('ascii') + b'\n')
 
-    def take(self) -> Dict[str, Any]:
-        with self._lock:
-            taken = {'wrong': self._wrong, 'records': self._records}
-            self._wrong, self._records = [], []
-        return taken
-
-
-class Span:
-    """Numbers of one row that came by one connection, without a gap."""
-
-    __slots__ = ('began', 'done', 'first', 'last', 'row', 'touched')
-
-    def __init__(self, row: int, first: int, last: int, done: bool = False) -> None:
-        self.row, self.first, self.last, self.done = row, first, last, done
-        self.began = self.touched = time.monotonic()
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 class Ledger:
@@ -56,88 +43,75 @@ class Ledger:
         self._board = board
         self._findings = findings
         self._lock = threading.Lock()  # a lane that came back has two strands for a while, one with its last connection
-        self._spans: Dict[int, List[Span]] = {}
+        self._holes: Dict[int, List[List[int]]] = {}  # first and last of what has not arrived, though higher ones have
 
-    def take(self, spans: Dict[int, Span], row: int, number: int, signature: int, payload: Any) -> None:
-        """A message has come; `spans` are those of its connection."""
+    def take(self, last: Dict[int, int], row: int, number: int, signature: int, payload: Any) -> None:
+        """A message has come; `last` has the last number of each row that has come by the same connection."""
         board, findings = self._board, self._findings
         if signature != sign(row, number, checksum(payload)):
             board.add(row, fields.UP_DAMAGED)
             findings.wrong('DAMAGED', f'row {row}, number {number}: the payload is not what was sent: {str(payload)[:80]!r}')
         with self._lock:
-            span = spans.get(row)
-            others = self._spans.get(row)
-            if others is None:  # another process may have had those before
-                others = self._spans[row] = [Span(row, 0, board.get(row, fields.HIGH), done=True)]
-            if any(other is not span and other.first <= number <= other.last for other in others):
-                self._double(row, number, 'by an earlier connection')
+            high, before = board.get(row, fields.HIGH), last.get(row, number - 1)
+            if number <= before or (number <= high and not self._fill(row, number)):
+                board.add(row, fields.UP_DOUBLE)
+                findings.wrong('DUPLICATED', f'row {row}: {number} has come before; now after {before} by its connection')
                 return
-            if span is None:
-                span = spans[row] = Span(row, number, number)
-                others.append(span)
-                others.sort(key=lambda span: span.first)
-                self._settle(row)
-            elif number == span.last + 1:
-                span.last = number
-            elif number > span.last:
-                board.add(row, fields.UP_LOST, number - span.last - 1)
-                findings.wrong('LOST', f'row {row}: {number} came after {span.last} by the same connection')
-                span.last = number
-            else:
-                self._double(row, number, f'by the connection that has brought {span.first} to {span.last}')
-                return
+            if number > before + 1:
+                board.add(row, fields.UP_LOST, number - before - 1)
+                findings.wrong('LOST', f'row {row}: {number} came after {before} by the same connection')
+            elif number > high + 1:
+                holes = self._holes.setdefault(row, [])
+                holes.append([high + 1, number - 1])
+                del holes[:-16]
+                findings.record(what='hole', row=row, first=high + 1, last=number - 1)
+            last[row] = number
             board.add(row, fields.UP_DELIVERED)
-            if number > board.get(row, fields.HIGH):
+            if number > high:
                 board.set(row, fields.HIGH, number)
-        span.touched = time.monotonic()
 
-    def ended(self, spans: Dict[int, Span]) -> None:
-        """The connection of `spans` has ended, and all that it has brought was taken."""
-        with self._lock:
-            for span in spans.values():
-                span.done = True
-                self._settle(span.row)
-
-    def _double(self, row: int, number: int, how: str) -> None:
-        self._board.add(row, fields.UP_DOUBLE)
-        self._findings.wrong('DUPLICATED', f'row {row}: {number} has come before, {how}')
-
-    def _settle(self, row: int) -> None:
-        spans = self._spans[row]
-        while len(spans) > 1 and spans[0].done:
-            before, after = spans[0], spans[1]
-            missing = after.first - before.last - 1
-            if missing > 0:
-                began = max(before.began, before.touched - 5)
-                self._findings.record(what='up', row=row, missing=missing, began=began, ended=after.began, after=before.last)
-            del spans[0]
+    def _fill(self, row: int, number: int) -> bool:
+        """Whether a number is one that was missing: the strand of the last connection may be behind that of the next one."""
+        for hole in self._holes.get(row, []):
+            first, last = hole
+            if first <= number <= last:
+                parts = [part for part in ([first, number - 1], [number + 1, last]) if part[0] <= part[1]]
+                self._holes[row].remove(hole)
+                self._holes[row] += parts
+                self._findings.record(what='filled', row=row, number=number)
+                return True
+        return False
 
 
 class Arrivals:
-    """The receiver of one row that begins anew with each connection: the client's side. On the client's strand."""
+    """The receiver of one lane, whose numbers begin anew with each connection: the client's side. On the client's strand."""
 
-    def __init__(self, board: Board, findings: Findings, row: int) -> None:
+    def __init__(self, board: Board, findings: Findings, row: int, threads: int) -> None:
         self._board = board
         self._findings = findings
         self._row = row
-        self._token: Optional[int] = None
-        self._number = 0
-        self._began = time.monotonic()
+        self._rows = range(row, row + threads)
+        self._news = (0, 0)  # who has sent the last broadcast, and its number
+        self._was_told = False  # that the server will end the connection
+        self.ends = 0  # of connections, so far
 
     def connected(self) -> None:
-        self._token, self._number, self._began = None, 0, time.monotonic()
+        self._board.set_connection(self._row, 0)
+        self._news = (0, 0)
+        self._was_told = False
         self._board.add(self._row, fields.CONNECTS)
 
     def disconnected(self, by_us: bool) -> None:
-        if not by_us:
-            now = time.monotonic()
-            self._findings.record(what='gone', row=self._row, began=max(self._began, now - 8), ended=now)
-        if self._token is not None:
-            self._findings.record(
-                what='down', row=self._row, token=self._token, number=self._number, began=self._began,
-                ended=time.monotonic(), by_us=by_us,
-            )
-        self._token = None
+        board = self._board
+        # In this order: what was tried is at least what was accepted. What comes after is for the next connection.
+        accepted = [board.get(row, fields.ACCEPTED) for row in self._rows]
+        tried = [board.get(row, fields.TRIED) for row in self._rows]
+        self._findings.record(
+            what='end', row=self._row, accepted=accepted, tried=tried, ended=time.monotonic(),
+            planned='us' if by_us else 'asked' if self._was_told else '', connection=board.connection(self._row),
+        )
+        board.set_connection(self._row, 0)
+        self.ends += 1
 
     def take(self, data: Any) -> None:
         token, number, signature, payload = data[:4]
@@ -145,19 +119,46 @@ class Arrivals:
         if signature != sign(row, number, checksum(payload)):
             board.add(row, fields.DOWN_DAMAGED)
             self._findings.wrong('DAMAGED', f'row {row}, down {number}: not what was sent: {str(payload)[:80]!r}')
-        if self._token is None:
-            self._token = token
-            board.set(row, fields.SEEN_TOKEN, token)
-        elif token != self._token:
-            self._findings.wrong('DUPLICATED', f'row {row}, down {number}: from connection {token:x}, not {self._token:x}')
+        known, last = board.get(row, fields.TOKEN), board.get(row, fields.NUMBER)
+        if not known:
+            board.set(row, fields.TOKEN, token)
+        elif token != known:
+            self._findings.wrong('DUPLICATED', f'row {row}, down {number}: from connection {token:x}, not {known:x}')
             return
-        if number <= self._number:
+        if number <= last:
             board.add(row, fields.DOWN_DOUBLE)
-            self._findings.wrong('DUPLICATED', f'row {row}: down {number} came after {self._number} by the same connection')
+            self._findings.wrong('DUPLICATED', f'row {row}: down {number} came after {last} by the same connection')
             return
-        if number > self._number + 1:
-            board.add(row, fields.DOWN_LOST, number - self._number - 1)
-            self._findings.wrong('LOST', f'row {row}: down {number} came after {self._number} by the same connection')
-        self._number = number
+        if number > last + 1:
+            board.add(row, fields.DOWN_LOST, number - last - 1)
+            self._findings.wrong('LOST', f'row {row}: down {number} came after {last} by the same connection')
+        board.set(row, fields.NUMBER, number)
         board.add(row, fields.DOWN_DELIVERED)
-        board.set(row, fields.SEEN_NUMBER, number)
+
+    def take_farewell(self, data: Any) -> None:
+        self._was_told = True
+        self.take(data)
+        time.sleep(0.005)  # so that some have come and are not handled when the end comes
+
+    def take_news(self, data: Any) -> None:
+        """A broadcast has come: it counts as soon as the server's name of the connection is known."""
+        sender, number, signature, payload = data
+        board, row = self._board, self._row
+        before, last = self._news
+        self._news = (sender, number)
+        if signature != sign(sender, number, checksum(payload)):
+            board.add(row, fields.DOWN_DAMAGED)
+            self._findings.wrong('DAMAGED', f'row {row}: news {number} is not what was sent')
+        if before and sender != before:
+            self._findings.wrong('DUPLICATED', f'row {row}: news of two servers by one connection')
+        elif before and number <= last:
+            board.add(row, fields.DOWN_DOUBLE)
+            self._findings.wrong('DUPLICATED', f'row {row}: news {number} came after {last} by the same connection')
+        elif before and number > last + 1:
+            board.add(row, fields.DOWN_LOST, number - last - 1)
+            self._findings.wrong('LOST', f'row {row}: news {number} came after {last} by the same connection')
+        if board.get(row, fields.TOKEN):
+            if not board.get(row, fields.FIRST_NEWS):
+                board.set(row, fields.FIRST_NEWS, number)
+            board.set(row, fields.LAST_NEWS, number)
+            board.add(row, fields.NEWS_DELIVERED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import os
@@ -11,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Deque, Dict, List, Optional
+from typing import Any, Dict, List, Optional
+
+from .judge import End
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -42,9 +43,9 @@ class Process:
         self.is_busy = False  # with something that it was asked to do, such as to end
         self.status: Optional[Answer] = None  # that was asked for
         self.asked = 0.0
-        self.resident = 0  # bytes, at last
+        self.ends: List[End] = []  # that its end is for connections, if it is a server
+        self.resident = self.most = 0  # bytes of memory, at last and at most
         self.first: Optional[Dict[str, Any]] = None  # its status when it had warmed up
-        self.told: Deque[Dict[str, Any]] = collections.deque()  # all its answers that nobody has looked through
         self.begun, self.parting = Answer(), Answer()
         self._errors_path = os.path.join(directory, f'{self.name}-{number}.stderr')
         self._sending = threading.Lock()
@@ -119,7 +120,6 @@ class Process:
         with self.popen.stdout as lines:
             for line in lines:
                 value = json.loads(line)
-                self.told.append(value)
                 answer = self._answers.pop(value['id'], None)
                 if answer is not None:
                     answer.give(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
+import json
 import os
 import random
 import re
@@ -19,9 +21,9 @@ from typing import Any, Callable, Dict, Iterator, List, Match, Optional, Tuple
 from ..certificates import Certificates
 from ..faults.proxy import Proxy
 from . import board as fields
-from .board import ROWS, Board
+from .board import CONNECTIONS, LANE, ROWS, Board, lane_of
 from .faults import Injector
-from .judge import BOTH, DOWN, UP, Judge
+from .judge import Judge, Lane
 from .processes import Process
 
 MIB = 1 << 20
@@ -29,6 +31,9 @@ MIB = 1 << 20
 # What the lanes of a process are. Those that are direct see only what is done to processes.
 DIRECT = ('emit', 'batch', 'call', 'news')
 PROXIED = ('emit', 'batch', 'request', 'call', 'sync', 'churn', 'news')
+
+# Those that are not one thread.
+THREADS = {'emit': 2, 'request': 2, 'call': 2}
 
 # Those are killed and ended; the others live as long as the soak, and are compared with themselves.
 MORTAL = ('server-unix', 'server-tls', 'server-udp', 'client-unix-proxied', 'client-tcp-direct', 'client-tls-proxied')
@@ -42,6 +47,12 @@ LEFT_BYTES = 32 * MIB
 
 # A row that has taken no step for so long, and nothing disturbed it, is stuck; and so is a child that does not answer.
 STUCK_SECONDS = 20.0
+
+# That the server is given at the end to take what was sent by somebody who was ended just before.
+LAST_SECONDS = 2.0
+
+# More than any number of a message.
+NEVER = 1 << 62
 
 # That a process is given to end, to come back, or to be replaced.
 DRAIN_SECONDS = 60.0
@@ -66,16 +77,21 @@ class Soak:
         self.leaked_descriptors = self.leaked_threads = 0
         self._random = random.Random(f'{seed}/soak')
         self._problems: List[str] = []
-        self._next_row = 8
+        self.fronts: Dict[str, int] = {}  # the lanes before proxies, by the names of these
+        self._next_row = LANE
         self._names: Dict[int, str] = {}  # of lanes, by their first rows
         self._live: Dict[int, str] = {}  # rows that somebody writes, and whose
         self._replaced = 0
         self._leaving: List[Tuple[Process, float]] = []
         self._restarting: List[Tuple[Process, Any, float]] = []
-        self._parted: List[Tuple[List[int], float, float]] = []
-        self._progress: Dict[int, Tuple[Tuple[int, ...], float]] = {}
-        self._memory: Dict[str, Tuple[int, int]] = {}  # of those who live all the time: at the start and at the end
+        self._parted: List[Tuple[List[int], float]] = []  # rows that nobody writes any more, and since when
+        self._records = -1  # the file that all children write to
+        self._unread = b''
+        self._progress: Dict[int, Tuple[int, float]] = {}
+        self._memory: Dict[str, Tuple[int, int, int]] = {}  # of those who live all the time: warmed up, most, at the end
+        self._most_growth = 0  # of any process, in bytes, since it had warmed up
         self._interrupts = 0
+        self._kills = 0
         self._is_finishing = False
         self._directory = ''
         self._board: Optional[Board] = None
@@ -86,6 +102,7 @@ class Soak:
         """Return the exit code: 0 if all promises were kept."""
         self._directory = tempfile.mkdtemp(prefix='soak-')
         self._board = Board(os.path.join(self._directory, 'board'))
+        self._records = os.open(os.path.join(self._directory, 'findings'), os.O_RDONLY | os.O_CREAT, 0o600)
         self._began = time.monotonic()
         try:
             try:
@@ -103,6 +120,7 @@ class Soak:
             self._end_all()
         self._report()
         self._board.close()
+        os.close(self._records)
         shutil.rmtree(self._directory, ignore_errors=True)
         return 1 if self._problems else 0
 
@@ -128,14 +146,15 @@ class Soak:
             settings = {'tls': certificates.client()} if certificates and transport == 'tls' else {}
             spec = {'role': 'client', 'transport': transport, 'settings': settings}
             if transport == 'udp':
-                self._spawn({**spec, 'name': 'client-udp', 'address': address, 'kinds': ['datagrams'], 'proxy': None})
+                self._spawn({**spec, 'name': 'client-udp', 'address': address, 'kinds': ['datagrams']})
                 continue
-            path = os.path.join(self._directory, 'proxy') if transport == 'unix' else None
-            target = address if transport == 'unix' else (address[0], address[1])
-            self.proxies[f'proxy-{transport}'] = proxy = Proxy(target, path)
-            self._spawn({**spec, 'name': f'client-{transport}-direct', 'address': address, 'kinds': DIRECT, 'proxy': None})
-            spec['proxy'] = f'proxy-{transport}'
-            self._spawn({**spec, 'name': f'client-{transport}-proxied', 'address': proxy.address, 'kinds': PROXIED})
+            self._spawn({**spec, 'name': f'client-{transport}-direct', 'address': address, 'kinds': DIRECT})
+            for kind in PROXIED:  # each lane has its own, so that it is known whose connection a fault ends
+                path = os.path.join(self._directory, f'proxy-{kind}') if transport == 'unix' else None
+                name = f'{transport}/{kind}'
+                on_break = functools.partial(self._break_front, name)
+                self.proxies[name] = Proxy(address if path else (address[0], address[1]), path, on_break=on_break)
+            self._spawn({**spec, 'name': f'client-{transport}-proxied', 'address': None, 'kinds': PROXIED})
         self._await_begun()
 
     def _warm_up(self) -> None:
@@ -152,7 +171,8 @@ class Soak:
     def _disturb(self) -> None:
         if self.with_faults:
             self.injector.start()
-        self._watch(self._began + self.seconds - time.monotonic() - min(5.0, self.seconds / 10), reports=True)
+        remaining = self._began + self.seconds - time.monotonic() - min(5.0, self.seconds / 10)
+        self._watch(max(remaining, self.seconds / 3), reports=True)  # also where all of it was taken by the start
 
     def interrupt(self, *_: Any) -> None:
         """The handler of Ctrl-C and SIGTERM: end soon, but not while a child is being started. The second is in a hurry."""
@@ -165,7 +185,10 @@ class Soak:
         self.injector.hurry()
         self._watch(0.5)
         deadline = time.monotonic() + DRAIN_SECONDS
-        while self._leaving or self._restarting or any(process.begun.value is None for process in self.processes.values()):
+        while (
+            self._leaving or self._restarting or self._parted
+            or any(process.begun.value is None for process in self.processes.values())
+        ):
             if time.monotonic() > deadline:
                 raise Broken('HANG: a server or client did not come back')
             self._watch(0.1)
@@ -196,20 +219,23 @@ class Soak:
         name = spec['name']
         self._replaced += 1
         spec = {
-            **spec, 'board': os.path.join(self._directory, 'board'), 'seed': f'{self.seed}/{name}/{self._replaced}',
+            **spec, 'board': os.path.join(self._directory, 'board'),
+            'findings': os.path.join(self._directory, 'findings'), 'seed': f'{self.seed}/{name}/{self._replaced}',
             'mortal': name in MORTAL and len(self.transports) > 1, 'pace': self.pace,
         }
         if spec['role'] == 'client':
             spec['lanes'] = []
             for kind in spec['kinds']:
-                if self._next_row + 8 > ROWS:
+                if self._next_row + LANE > ROWS:
                     raise Broken('the board is full')
-                row, self._next_row = self._next_row, self._next_row + 8
-                spec['lanes'].append([kind, row])
-                scope = (name, f'server-{spec["transport"]}', *([spec['proxy']] if spec['proxy'] else []))
-                self.judge.scopes[row] = scope
+                row, self._next_row = self._next_row, self._next_row + LANE
+                address, front = spec['address'], f'{spec["transport"]}/{kind}'
+                self.judge.lanes[row] = Lane(name, f'server-{spec["transport"]}')
+                if address is None:
+                    address, self.fronts[front] = self.proxies[front].address, row
+                spec['lanes'].append([kind, row, address])
                 self._names[row] = f'{name}/{kind}'
-                for thread in range(2 if kind in ('emit', 'request', 'call') else 1):
+                for thread in range(THREADS.get(kind, 1)):
                     self._live[row + thread] = name
         self.processes[name] = Process(spec, self._directory, self._replaced)
 
@@ -237,12 +263,13 @@ class Soak:
             process, answer, deadline = entry
             if answer.wait(0):
                 process.is_busy = False
-                self.judge.note(process.name, 'restarted', '', 1)
+                self._end_ends(process)
+                self.judge.note(process.name, 1)
                 self._restarting.remove(entry)
             elif now > deadline:
                 raise Broken(f'HANG: {process.name} did not stop and start in {DRAIN_SECONDS} s\n{process.dump()}')
             else:
-                self.judge.note(process.name, 'restarting', UP, 0.1)
+                self.judge.note(process.name, 0.1)
         for leaving in list(self._leaving):
             process, deadline = leaving
             if process.popen.poll() is not None:
@@ -252,28 +279,48 @@ class Soak:
                 self._leaving.remove(leaving)
                 raise Broken(f'HANG: {process.name} did not end in {DRAIN_SECONDS} s after SIGTERM\n{process.dump()}')
             else:
-                self.judge.note(process.name, 'leaving', UP if process.spec['role'] == 'server' else DOWN, 0.1)
+                self.judge.note(process.name, 0.1)
         for name, process in self.processes.items():
             if process.begun.value is None and process not in [process for process, _ in self._leaving]:
-                self.judge.note(name, 'starting', BOTH, 0.1)
+                self.judge.note(name, 0.1)
                 if process.popen.poll() is not None or now - process.started > DRAIN_SECONDS:
                     raise Broken(f'FAILED: {name} did not start: {process.errors()}')
             elif process.popen.poll() is not None and not process.is_busy:
                 raise Broken(f'FAILED: {name} has ended by itself, with {process.popen.returncode}: {process.errors()}')
         for parted in list(self._parted):
-            rows, since, deadline = parted
-            assert self._board is not None
-            missing = {row: self._missing(row) for row in rows}
-            if not any(missing.values()):
+            rows, since = parted
+            # The server takes its time, and may be stopped; but not when everything is over.
+            if now > since + (LAST_SECONDS if self._is_finishing else 15):
                 self._parted.remove(parted)
-            elif now > deadline:
-                self._parted.remove(parted)
-                for row, count in missing.items():
-                    if count:
-                        self.judge.hear({
-                            'what': 'up', 'row': row, 'missing': count, 'began': since - 5, 'ended': since + 1,
-                            'after': self._board.get(row, fields.HIGH),
-                        })
+                for row in rows:
+                    self._find_tail(row)
+
+    def _break_front(self, name: str, made: float) -> None:
+        """A proxy breaks a connection; in the thread of the proxy."""
+        if name in self.fronts:
+            self.judge.end_lane(self.fronts[name], made)
+
+    def _end_ends(self, process: Process) -> None:
+        for end in process.ends:
+            end.ended = time.monotonic()
+        process.ends = []
+
+    def _find_tail(self, row: int) -> None:
+        """What was accepted last by somebody who is gone, and has not arrived."""
+        assert self._board is not None
+        accepted, high = self._board.get(row, fields.ACCEPTED), self._board.get(row, fields.HIGH)
+        if accepted > high:
+            self.judge.hear({'what': 'hole', 'row': row, 'first': high + 1, 'last': accepted})
+
+    def _find_kept(self, server: str) -> None:
+        """Hear of the connections that a server who is gone has not told the end of."""
+        assert self._board is not None
+        for row, lane in self.judge.lanes.items():
+            for kept in range(row + CONNECTIONS, row + LANE) if lane.server == server else ():
+                connection = self._board.connection(kept)
+                if connection[0]:
+                    self.judge.hear({'what': 'sent', 'row': row, 'connection': connection})
+                    self._board.set_connection(kept, 0)
 
     def _gone(self, process: Process) -> None:
         """A process has ended as it was told to."""
@@ -281,15 +328,25 @@ class Soak:
         code = process.release(5)
         if code != 0 and not killed:
             self._problems.append(f'FAILED: {process.name} was ended by SIGTERM, and its exit code is {code}')
-        self._hear(process)
+        self._end_ends(process)
+        self._read()
         self._check_errors(process)
+        assert self._board is not None
         rows = [row for row, name in self._live.items() if name == process.name]
+        if process.spec['role'] == 'server':
+            self._find_kept(process.name)
+        for row in rows if killed else ():
+            if row == lane_of(row):  # it cannot tell how its connection has ended
+                self.judge.hear({
+                    'what': 'end', 'row': row, 'accepted': [NEVER] * 2, 'tried': [NEVER] * 2, 'ended': time.monotonic(),
+                    'planned': '', 'connection': self._board.connection(row), 'killed': True,
+                })
         for row in rows:
             del self._live[row]
             self._progress.pop(row, None)
-        if not killed and process.spec['transport'] != 'udp':
-            now = time.monotonic()
-            self._parted.append((rows, now, now + 15))
+        if rows and process.spec['transport'] != 'udp':
+            self._parted.append((rows, time.monotonic()))
+        self._kills += bool(killed)
         spec = {key: value for key, value in process.spec.items() if key not in ('killed', 'lanes')}
         self._spawn(spec)
 
@@ -330,15 +387,20 @@ class Soak:
                     self._problems.append(f'HANG: {process.name} did not say goodbye\n{process.dump()}')
                     continue
                 value = answer.value
-                self._hear(process)
                 self.leaked_threads += value['left_threads']
                 self.leaked_descriptors += value['left_descriptors']
                 if value['left_threads']:
                     self._problems.append(f'LEAK: threads of {process.name} after its end: {value["names"]}')
                 if value['left_descriptors']:
                     self._problems.append(f'LEAK: {value["left_descriptors"]} descriptors of {process.name} after its end')
+                if role == 'server':
+                    self._find_kept(process.name)
+        self._read()
+        self.judge.turn(all_of_it=True)
         self._problems += self.judge.problems
         self.judge.problems.clear()
+        if not self._problems:
+            self._check_sums()
         wrong = {name: count for name, count in self.totals().items() if name in ('lost', 'doubled', 'damaged') and count}
         if wrong and not self._problems:
             self._problems.append(f'FAILED: the board has {wrong}, and nobody has told of it')
@@ -353,9 +415,9 @@ class Soak:
                 continue
             status = process.status
             if status is None or status.wait(0):
-                self._hear(process)
                 if status is not None and status.value is not None:
                     process.resident = status.value['resident']
+                    process.most = max(process.most, process.resident)
                     self._check_bounds(process, status.value)
                 process.status, process.asked = process.order('status'), now
             elif now - process.asked > self.stuck:
@@ -364,23 +426,30 @@ class Soak:
             if proxy.failure is not None:
                 raise Broken(f'FAILED: {name}: {proxy.failure!r}')
         self._check_progress(now)
+        self._read()
+        self.judge.turn()
         if self.judge.problems:
             raise Broken('\n'.join(self.judge.problems[:10]))
 
-    def _hear(self, process: Process) -> None:
-        """Look through what a child has told."""
-        while process.told:
-            answer = process.told.popleft()
-            for record in answer.get('records', ()):
+    def _read(self) -> None:
+        """Hear what the children have found."""
+        *lines, self._unread = (self._unread + os.read(self._records, 1 << 24)).split(b'\n')
+        wrong = []
+        for line in lines:
+            record = json.loads(line)
+            if record['what'] == 'wrong':
+                wrong.append(record['text'])
+            else:
                 self.judge.hear(record)
-            if answer.get('wrong'):
-                raise Broken('\n'.join(f'{text} [{process.name}]' for text in answer['wrong'][:10]))
+        if wrong:
+            raise Broken('\n'.join(wrong[:10]))
 
     def _check_bounds(self, process: Process, status: Dict[str, Any]) -> None:
         if process.first is None:
             if time.monotonic() - process.started > 5:
                 process.first = status
             return
+        self._most_growth = max(self._most_growth, status['resident'] - process.first['resident'])
         for what, more in (('threads', MORE_THREADS), ('descriptors', MORE_DESCRIPTORS), ('resident', MORE_BYTES)):
             before, now = process.first[what], status[what]
             if now > before + more:
@@ -390,24 +459,19 @@ class Soak:
     def _check_progress(self, now: float) -> None:
         assert self._board is not None
         for row, name in self._live.items():
-            numbers = self._board.row(row)
-            steps = tuple(numbers[field] for field in (fields.PROGRESS,))
-            before, since = self._progress.get(row, ((), now))
+            steps = self._board.get(row, fields.PROGRESS)
+            before, since = self._progress.get(row, (-1, now))
             if steps != before or self.judge.stands(row, grace=2):
                 self._progress[row] = (steps, now)
             elif now - since > self.stuck:
                 process = self.processes[name]
                 raise Broken(f'HANG: row {row} of {name} has taken no step for {self.stuck} s, and nothing disturbs it\n'
-                             f'{process.dump()}\n{self.processes[self.judge.scopes[row // 8 * 8][1]].dump()}')
+                             f'{process.dump()}\n{self.processes[self.judge.lanes[lane_of(row)].server].dump()}')
 
     def _check_errors(self, process: Process) -> None:
         said = process.errors()
         if said:
             self._problems.append(f'STDERR: {process.name} said\n{said[:4000]}')
-
-    def _missing(self, row: int) -> int:
-        assert self._board is not None
-        return max(0, self._board.get(row, fields.ACCEPTED) - self._board.get(row, fields.HIGH))
 
     def _status_of(self, process: Process) -> Dict[str, Any]:
         answer = process.order('status')
@@ -415,7 +479,6 @@ class Soak:
             raise Broken(f'HANG: {process.name} does not answer\n{process.dump()}')
         if answer.value is None:
             raise Broken(f'FAILED: {process.name} has ended by itself, with {process.popen.wait()}: {process.errors()}')
-        self._hear(process)
         return answer.value
 
     def _drain(self) -> None:
@@ -447,18 +510,18 @@ class Soak:
 
     def _has_all(self, row: int) -> bool:
         assert self._board is not None
-        numbers = self._board.row(row)
-        return (
-            numbers[fields.ACCEPTED] <= numbers[fields.HIGH]
-            and numbers[fields.SENT_TOKEN:fields.SENT_NUMBER + 1] == numbers[fields.SEEN_TOKEN:fields.SEEN_NUMBER + 1]
-        )
+        lane = lane_of(row)
+        seen = self._board.connection(lane)[:2]
+        sent = [self._board.connection(kept)[:2] for kept in range(lane + CONNECTIONS, lane + LANE)]
+        return self._board.get(row, fields.ACCEPTED) <= self._board.get(row, fields.HIGH) and seen in sent
 
     def _state(self, row: int) -> str:
         assert self._board is not None
-        numbers = self._board.row(row)
+        lane, numbers = lane_of(row), self._board.row(row)
+        sent = [self._board.connection(kept)[:2] for kept in range(lane + CONNECTIONS, lane + LANE)]
         return (
-            f'{numbers[fields.ACCEPTED]} accepted and {numbers[fields.HIGH]} arrived; '
-            f'down {numbers[fields.SENT_NUMBER]} sent and {numbers[fields.SEEN_NUMBER]} arrived'
+            f'{numbers[fields.ACCEPTED]} accepted and {numbers[fields.HIGH]} arrived; down (connection, number) '
+            f'{self._board.connection(lane)[:2]} arrived, and sent {[connection for connection in sent if connection[0]]}'
         )
 
     def _compare(self) -> None:
@@ -476,7 +539,8 @@ class Soak:
             if more > 0:
                 self.leaked_descriptors += more
                 self._problems.append(f'LEAK: {name} has {more} descriptors more than when it had warmed up')
-            before, after = self._memory[name] = (process.first['resident'], status['resident'])
+            before, after = process.first['resident'], status['resident']
+            self._memory[name] = (before, max(process.most, after), after)
             if after > before + LEFT_BYTES:
                 self._problems.append(f'GROWN: {name} has {_mib(after)}, and had {_mib(before)} when it had warmed up')
 
@@ -486,16 +550,16 @@ class Soak:
         """Sums of the board."""
         assert self._board is not None
         sums: Dict[str, int] = collections.Counter()
-        for row in range(8, self._next_row):
+        for row in (lane + thread for lane in self.judge.lanes for thread in range(CONNECTIONS)):
             numbers = self._board.row(row)
             up = max(numbers[fields.ACCEPTED], numbers[fields.HIGH])
             delivered = numbers[fields.UP_DELIVERED] + numbers[fields.DOWN_DELIVERED]
-            sent = up + max(numbers[fields.DOWN_SENT], numbers[fields.DOWN_DELIVERED])
-            if self.judge.scopes[row // 8 * 8][1] == 'server-udp':
+            sent = up + numbers[fields.DOWN_SENT]
+            if self.judge.lanes[lane_of(row)].server == 'server-udp':
                 sums['datagrams'] += sent
                 sums['arrived'] += delivered
             else:
-                sums['sent'] += sent + numbers[fields.NEWS_DELIVERED]
+                sums['sent'] += sent + numbers[fields.NEWS_SENT]
                 sums['delivered'] += delivered + numbers[fields.NEWS_DELIVERED]
                 sums['reconnects'] += max(0, numbers[fields.CONNECTS] - 1)
             for name, parts in (
@@ -504,16 +568,31 @@ class Soak:
                 ('unanswered', (fields.UNANSWERED,)),
             ):
                 sums[name] += sum(numbers[part] for part in parts)
-        sums['lost'] += self.judge.unexplained
-        sums['dropped'] = self.judge.dropped
-        sums['in flight'] = max(0, sums['sent'] - sums['delivered'] - sums['lost'] - sums['dropped'])
+        sums['sent'] += self.judge.uncounted
+        sums['lost'] += self.judge.lost
+        sums['dropped'], sums['in flight'] = self.judge.dropped, self.judge.in_flight
         return sums
+
+    def _check_sums(self) -> None:
+        """What was sent is what was found to have arrived, and the gaps that were found, each counted by itself."""
+        assert self._board is not None
+        sums = self.totals()
+        found = sums['delivered'] + sums['in flight'] + sums['dropped'] + sums['lost']
+        if abs(sums['sent'] - found) > self._kills:  # a kill may be between the two counts of a message
+            self._problems.append(f'FAILED: {sums["sent"]:,} were sent, and {found:,} found: {dict(sums)}')
+        for lane in self.judge.lanes:
+            connects = self._board.get(lane, fields.CONNECTS)
+            for row in range(lane, lane + CONNECTIONS):
+                unanswered = self._board.get(row, fields.UNANSWERED)
+                if unanswered > connects:
+                    text = f'row {row} has {unanswered} requests without an answer, and {connects} connections'
+                    self._problems.append(f'FAILED: {text}')
 
     def _named(self, text: str) -> str:
         """Say whose the rows are."""
 
         def name(match: Match[str]) -> str:
-            return f'{match.group()} ({self._names.get(int(match.group(1)) // 8 * 8)})'
+            return f'{match.group()} ({self._names.get(lane_of(int(match.group(1))))})'
 
         return re.sub(r'\brow (\d+)', name, text)
 
@@ -540,6 +619,7 @@ class Soak:
             f'reconnects {sums["reconnects"]:,}  leaked descriptors {self.leaked_descriptors:,}  '
             f'leaked threads {self.leaked_threads:,}'
         )
+        self.say(f'gaps at cuts {self.judge.gaps:,}, of at most {self.judge.most_in_flight:,} messages')
         self.say(
             f'requests that a cut left without an answer {sums["unanswered"]:,}  emits repeated after a timeout '
             f'{sums["retried"]:,}'
@@ -548,8 +628,12 @@ class Soak:
             sent, arrived = sums['datagrams'], sums['arrived']
             self.say(f'datagrams (UDP may lose) sent {sent:,}  delivered {arrived:,}  not arrived {sent - arrived:,}')
         if self._memory:
-            parts = [f'{name} {_mib(a)} at the start, {_mib(b)} at the end' for name, (a, b) in self._memory.items()]
-            self.say('memory ' + '; '.join(parts))
+            parts = [
+                f'{name} {_mib(first)} at the start, {_mib(most)} at most, {_mib(last)} at the end'
+                for name, (first, most, last) in self._memory.items()
+            ]
+            self.say('memory of those that were never replaced, warmed up and at the end idle: ' + '; '.join(parts))
+        self.say(f'memory of any process was at most {_mib(self._most_growth)} more than when it had warmed up')
         if self._problems:
             self.say(self._named('\n'.join(['BROKEN:', *self._problems])))
             command = f'python -m tests.soak --seconds {self.seconds:g} --seed {self.seed} --transports {self._asked} '
