@@ -235,6 +235,7 @@ def test_an_outbox_that_is_being_written_is_not_written_again_by_whoever_interru
 def test_a_wait_when_the_leader_has_run_a_strand_leaves_one_leader(
     pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr('nodeipc.workers._WATCH_SECONDS', 0.4)  # or on a slow machine another leads by right
     world = pair()
     world.server.on('ask', lambda data, sock: sock.emit('answer', data))
     world.start()
