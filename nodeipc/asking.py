@@ -12,7 +12,6 @@ from .deadline import Deadline
 from .errors import NotConnectedError, RequestTimeout
 from .eventqueue import EventIterator, EventQueue
 from .events import check_event
-from .reentry import calls_out
 from .waiters import Waiter, Waiters
 from .wire import NO_DATA, Payload
 
@@ -96,7 +95,6 @@ class Asker:
             raise RequestTimeout(f'{self}: no answer to the call of {method!r} within {timeout:g} s; is it still at work?')
         return rpc.result(waiter.data, f'{self}: {method!r}')
 
-    @calls_out
     def notify(self, method: str, /, *params: Any, timeout: Optional[float] = None, **named: Any) -> None:
         """Call a method of the other end and do not wait: neither a result nor an error comes back.
 
