@@ -481,9 +481,11 @@ def test_ctrl_c_ends_a_waiting_script(tmp_path: Any) -> None:
         'import nodeipc\n'
         "ipc = nodeipc.IPC(id='world')\n"
         'ipc.serve().start()\n'
-        'closed = ipc._engine.closed\n'
-        'wait = closed.wait\n'
-        "closed.wait = lambda *arguments: print('ready', flush=True) or wait(*arguments)\n"
+        'class Told:\n'
+        '    closed = ipc._engine.closed\n'
+        '    def set(self): self.closed.set()\n'
+        "    def wait(self, timeout): print('ready', flush=True); return self.closed.wait(timeout)\n"
+        'ipc._engine.closed = Told()\n'
         "print('closed', ipc.wait(), ipc.server.listening)\n"
     )
     process = subprocess.Popen(

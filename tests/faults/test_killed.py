@@ -282,7 +282,7 @@ def meanwhile(work: Callable[[], Any]) -> Iterator[None]:
 def test_clients_that_are_killed_under_load(
     kind: str, tls: Any, make: Make, victims: Victims, board: Board, chance: Any, often: Often, tried: Tried, tmp_path: Path
 ) -> None:
-    kills = often({'unix': 27, 'tcp': 18, 'tls': 5}[kind], 200)
+    kills = often({'unix': 24, 'tcp': 18, 'tls': 8}[kind], 200)
     threads = threading.active_count()
     survivor = Survivor(make(**SETTINGS, **tls('server')), kind, str(tmp_path / 'survivor'))
     server = survivor.server
@@ -429,7 +429,7 @@ class Traveller:
 def test_servers_that_are_killed_under_load(
     kind: str, tls: Any, make: Make, victims: Victims, board: Board, place: Place, chance: Any, often: Often, tried: Tried
 ) -> None:
-    kills = often({'unix': 27, 'tcp': 18, 'tls': 5}[kind], 200)
+    kills = often({'unix': 24, 'tcp': 18, 'tls': 8}[kind], 200)
     where = place.address
     generation = 0
 
