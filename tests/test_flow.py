@@ -541,7 +541,7 @@ def test_a_broadcast_cuts_off_a_client_that_reads_for_a_while_and_then_stops(pai
 
     reader = threading.Thread(target=read_some)
     reader.start()
-    world.server.broadcast('block', 'x' * 12_000_000)
+    world.server.broadcast('block', 'x' * 20_000_000)
     reader.join(20)
     assert log.wait('error')[0][0].code == 'ERR_IPC_BACKPRESSURE'
     tired.close()
