@@ -35,7 +35,7 @@ $(INTEROP)/node_modules/installed: $(INTEROP)/package-lock.json
 	cd $(INTEROP) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# Every fault as often as the table of the README says, which it prints; about a quarter of an hour.
+# Every fault as often as the table of the README says, which it prints: 19 minutes on a busy machine.
 faults: $(VENV)/installed interop
 	FAULTS=full $(VENV)/bin/python $(DEV) -m pytest tests/faults tests/test_soak.py $(PYTEST_ARGS)
 
