@@ -129,7 +129,7 @@ def test_ctrl_c_in_a_with_block_does_not_wait_for_all_that_has_arrived() -> None
 import nodeipc, nodeipc.deadline, threading
 nodeipc.deadline.EXIT_SECONDS = 0.2
 never = threading.Event()
-with nodeipc.serve('world') as server, nodeipc.connect('world') as client:
+with nodeipc.serve('world') as server, nodeipc.connect('world', stall_timeout=200) as client:
     server.on('message', lambda data: (print('handled', flush=True), never.wait(60)))
     for number in range(1000):
         client.emit('message', number)
@@ -138,7 +138,11 @@ with nodeipc.serve('world') as server, nodeipc.connect('world') as client:
     assert process.stdout is not None
     assert process.stdout.readline() == 'handled\n'
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    try:
+        out, err = process.communicate(timeout=10)
+    except subprocess.TimeoutExpired:  # CPython may miss one that comes just before a wait: press it again
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (-signal.SIGINT, '')
     assert err.endswith('KeyboardInterrupt\n')
 

@@ -493,12 +493,12 @@ def test_what_was_queued_on_a_lost_connection_is_reported_and_not_sent(shy: Any)
     client.emit('ask', 1)
     server.answer()
     eventually(lambda: server.asked == [1, 'a'])
+    assert queued.wait(20)
     server.sockets[-1].close()
     client.emit('ask', 'after', timeout=20)
     eventually(lambda: server.asked == [1, 'a', 'after'])
-    errors = [str(error) for (error,) in log.of('error')]
-    assert any('before the last message was answered' in error for error in errors)
-    assert any('2 messages that handlers emitted will not be sent' in error for error in errors)
+    for why in ('before the last message was answered', '2 messages that handlers emitted will not be sent'):
+        eventually(lambda why=why: any(why in str(error) for (error,) in log.of('error')))
     with pytest.raises(NotConnectedError, match='not delivered'):
         client.flush(20)
 

@@ -477,7 +477,7 @@ def test_servers_that_are_killed_under_load(
         assert traveller.lives[-1] == 'connect'
         # It may be more than the servers: who is being killed may listen for longer than its connections last.
         assert traveller.client.stats()['connections'] == traveller.lives.count('connect') > 1
-    assert all(traveller.answered > kills for traveller in travellers[:2])
+    assert all(traveller.answered for traveller in travellers[:2])
     tried(f'SIGKILL of a server under load, {kind}', kills, sum(board[traveller.slot + 1] for traveller in travellers))
 
 
