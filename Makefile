@@ -18,7 +18,7 @@ demo:
 	@$(PYTHON) -m nodeipc demo
 
 test: $(VENV)/installed interop
-	$(VENV)/bin/python $(DEV) -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python $(DEV) -m pytest -p tests.parallel $(PYTEST_ARGS)
 
 $(VENV)/installed: setup.cfg
 	$(PYTHON) -m venv $(VENV)
