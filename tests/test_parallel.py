@@ -29,7 +29,7 @@ def session():
 ONE = """
 import pytest
 def test_first(session): pass
-@pytest.mark.parametrize('what', [object()])
+@pytest.mark.parametrize('what', [object()], ids=repr)
 def test_second(session, what): pass
 """
 
