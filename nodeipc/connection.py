@@ -134,9 +134,9 @@ class Connection(Owned):
 
         # Guards everything that sending touches: _writing and what follows it down to the two counters, and each write to
         # the socket, so that frames never interleave. Held for a non-blocking write at most, never while code of the
-        # application runs; the reactor takes it. Only a TLSStream's lock and that of Waiters are taken inside it. It is
-        # re-entrant so that code which interrupts its holder (a signal handler, __del__) finds _writing set and does not
-        # wait for itself.
+        # application runs; the reactor takes it. Inside it are taken a TLSStream's lock, that of Waiters, and, to wait for
+        # room, that of Workers. It is re-entrant so that code which interrupts its holder (a signal handler, __del__) finds
+        # _writing set and does not wait for itself.
         self._lock = threading.RLock()
         self._writing = False
         self._corked = 0  # the thread whose frames are joined

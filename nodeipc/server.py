@@ -252,7 +252,7 @@ class Server(Role):
         self.on('get.events.listening', self._describe_listening)
         self.on('get.events.broadcasting', self._describe_broadcasting)
 
-        # Guarded by _lock, inside which no other lock is taken.
+        # Guarded by _lock, inside which those of queues and, to wait, of Workers are taken.
         self._state = 'stopped'  # 'starting', 'listening', 'stopping'; 'being stopped' while it starts
         self._starter: Optional[int] = None  # the thread that starts it, until it is stopped again
         self._starts = 0  # tells the end of one run from that of the next
