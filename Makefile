@@ -83,7 +83,7 @@ lint: .venv-lint/installed
 # platforms, see tests/platforms.py.
 test-all:
 	@seen=; failed=; \
-	for python in $$(seq -f python3.%g 8 20) pypy3 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin/python3; do \
+	for python in $$(seq -f python3.%g 8 20) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin/python3 pypy3; do \
 	  version=$$($$python -c 'import platform, sys; v = sys.version_info; v >= (3, 8) and print( \
 	    platform.python_implementation().replace("CPython", "") + "%d.%d" % v[:2])' 2>/dev/null) || continue; \
 	  case "$$version: $$seen" in :*) continue;; *" $$version "*) continue;; esac; \
