@@ -168,10 +168,13 @@ def stopped(server: Server) -> bool:
     for socket in sockets:
         socket.id = 'known'
         print(socket.address, socket.certificate, socket.pending_bytes, socket.context, socket.peer)
-        server.emit(socket, 'news', 'the last')
-        socket.notify('news', 'the last')
-        if socket.connected and not socket.context:
-            socket.wait_for('never', timeout=1)
+        try:
+            server.emit(socket, 'news', 'the last')
+            socket.notify('news', 'the last')
+            if socket.connected and not socket.context:
+                socket.wait_for('never', timeout=1)
+        except NotConnectedError as gone:  # the client is about to leave, or has left
+            print(gone)
         socket.close()
     print(server.listening, server.address, server.stats()['connections_total'])
     server.stop(10)
