@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Optional, Type
+from typing import Any, Callable, Deque, Optional, Tuple, Type
 
 
 class Deadline:
@@ -39,6 +39,10 @@ class Deadline:
 NEVER = Deadline(None)
 
 EXIT_SECONDS = 5.0
+
+# CPython looks for signals, releases the GIL, and then waits for a lock. A signal that comes between is not seen before the
+# wait ends or another signal comes; so Ctrl-C, right when a wait began, was lost once in 120 times. The first wait is short.
+_FIRST_WAIT_SECONDS = 0.05
 
 
 def at_exit() -> Deadline:
@@ -81,12 +85,25 @@ class Flag:
             gate.acquire()
             self._gates.append(gate)
             if not self._is_set:  # else it may have been set before that
-                gate.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+                any(gate.acquire(timeout=seconds) for seconds in waits(timeout))
             try:
                 self._gates.remove(gate)
             except ValueError:
                 pass  # that was `set`
         return self._is_set
+
+
+def waits(timeout: Optional[float]) -> Tuple[float, ...]:
+    """Return for how long to wait for a lock, one after the other, up to `timeout` seconds; -1: for ever.
+
+    >>> waits(None), waits(0.01), waits(1)
+    ((0.05, -1.0), (0.01,), (0.05, 0.95))
+    """
+    if timeout is None:
+        return _FIRST_WAIT_SECONDS, -1.0
+    if timeout <= _FIRST_WAIT_SECONDS:
+        return (max(0.0, timeout),)
+    return _FIRST_WAIT_SECONDS, min(timeout, threading.TIMEOUT_MAX) - _FIRST_WAIT_SECONDS
 
 
 def wait_for(condition: threading.Condition, predicate: Callable[[], Any], timeout: Optional[float]) -> bool:
@@ -95,7 +112,7 @@ def wait_for(condition: threading.Condition, predicate: Callable[[], Any], timeo
     Or the ``with`` around it would raise another one: RuntimeError, for a lock that it has not to release.
     """
     try:
-        return bool(condition.wait_for(predicate, timeout))
+        return any(condition.wait_for(predicate, None if seconds < 0 else seconds) for seconds in waits(timeout))
     except BaseException:
         if not condition._is_owned():  # type: ignore[attr-defined]
             condition.acquire()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterator, Optional
 
 from .client import Client
 from .connection import Connection
-from .deadline import NEVER, Deadline, wait_for
+from .deadline import NEVER, Deadline, wait_for, waits
 from .errors import EmitTimeout, NotConnectedError
 from .reactor import Timer
 from .reentry import has_interrupted_us
@@ -153,7 +153,7 @@ class SyncClient(StreamClient):
         if self._turn is not turn and has_interrupted_us():
             raise self._interrupted()  # what was interrupted may hold the lock that the answer needs
         remaining = deadline.remaining
-        self._reactor.wait(lambda: turn.wait.acquire(timeout=-1 if remaining is None else remaining))
+        self._reactor.wait(lambda: any(turn.wait.acquire(timeout=seconds) for seconds in waits(remaining)))
         with self._lock:
             if self._turn is turn and turn.connection is not None:
                 turn.begin(turn.connection)

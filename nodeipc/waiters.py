@@ -13,6 +13,7 @@ from collections import deque
 from typing import Any, Callable, Collection, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
 from . import rpc
+from .deadline import waits
 from .errors import NotConnectedError
 from .eventqueue import HIGH_WATER_BYTES, EventQueue, Flow
 from .events import ANY
@@ -51,7 +52,10 @@ class Waiter:
     @calls_out  # waits without a lock
     def wait(self, timeout: Optional[float]) -> bool:
         """Whether it was told, within `timeout` seconds."""
-        return self._wake.acquire(timeout=-1) if timeout is None else self._wake.acquire(timeout > 0, timeout or -1)
+        for seconds in waits(timeout):  # noqa: SIM110 (a generator has a frame of its own, which does not call out)
+            if self._wake.acquire(timeout=seconds):
+                return True
+        return False
 
     def tell(self, data: Any = None, failure: Optional[str] = None) -> None:
         self.data, self.failure = data, failure
