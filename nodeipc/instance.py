@@ -306,7 +306,9 @@ class IPC:
             except OSError as error:
                 raise retold(error, f'{what}: {error.strerror}; {advice(error, "try again")}') from error
             except RuntimeError as error:
-                raise RuntimeError(f'{what}: no thread can be started ({error}); end some, or raise the limit') from error
+                # CPython 3.12 starts no thread in handlers of atexit.
+                way = 'open it before the script ends' if 'shutdown' in str(error) else 'end some, or raise the limit'
+                raise RuntimeError(f'{what}: no thread can be started ({error}); {way}') from error
             engine = self._engine
             if engine is not None:  # since: by a signal handler that has interrupted us
                 made.workers.close(Deadline(0))

@@ -98,8 +98,11 @@ def _made_in(node: ast.AST, scope: str, target: str) -> Iterator[Tuple[str, str,
 
 
 class _Held(threading.local):
-    def __init__(self) -> None:
-        self.locks: List[Any] = []  # of this thread, each once, in the order in which they were taken
+    @property
+    def locks(self) -> List[Any]:
+        """What this thread holds, in the order in which it was taken."""
+        locks: List[Any] = self.__dict__.setdefault('held', [])  # in one step: a __del__ may interrupt, and look, too
+        return locks
 
 
 _held = _Held()

@@ -259,15 +259,20 @@ atexit.register(early)
 
 def closing():
     other = nodeipc.IPC(id='other')
-    other.connect_to('world', server.address).emit('number', 'closing')
+    try:
+        other.connect_to('world', server.address).emit('number', 'closing')
+    except RuntimeError as error:
+        print('threadless' if 'open it before the script ends' in str(error) else error)
     other.close()
 
 atexit.register(closing)
 client = server = ipc.connect_to('world')
 client.wait_connected(5)
 """]))  # fmt: skip
-    assert out.split() == ['early', 'NotConnectedError', 'NotConnectedError', 'True']
-    eventually(lambda: len(numbers) == 3)
+    threadless = out.startswith('threadless')
+    assert not threadless or sys.version_info[:2] == (3, 12)  # which starts no threads in these handlers
+    assert out.split()[threadless:] == ['early', 'NotConnectedError', 'NotConnectedError', 'True']
+    eventually(lambda: len(numbers) == 3 - threadless)
     assert [number[:7] for number in numbers if number != 'closing'] == ['early', 'x' * 7]
     assert len(max(numbers, key=len)) == 3_000_000
 
