@@ -42,7 +42,7 @@ MORTAL = ('server-unix', 'server-tls', 'server-udp', 'client-unix-proxied', 'cli
 MORE_THREADS = 64
 MORE_DESCRIPTORS = 150
 MORE_BYTES = 160 * MIB
-# And at the end, when everybody is idle. It is what allocators keep: a server that had warmed up with 20 MiB, before the large
+# And at the end, when everybody is idle. It is what allocators keep: a server that had warmed up with 20 MiB, before large
 # messages came, has 57 at the end, with the same 5.5 MiB of Python's objects, by tracemalloc.
 LEFT_BYTES = 64 * MIB
 
