@@ -39,7 +39,7 @@ def script(text: str, *arguments: str) -> subprocess.Popen[str]:
 def test_goodbye_in_a_handler_is_completed_at_the_end_of_the_script(make: Any, goodbye: str, end: str) -> None:
     got: List[Any] = []
     server = make(id='world').serve()
-    server.on('connect', lambda accepted: accepted.emit('go'))
+    server.on('ready', lambda data, socket: socket.emit('go'))
     server.on('message', lambda data: got.append(len(data)))
     server.start()
     if goodbye == 'client.disconnect()' and end == 'ipc.wait()':
@@ -54,6 +54,7 @@ def go():
     {goodbye}
     left.set()
 client.on('go', go)
+client.emit('ready')
 left.wait()
 {end}
 """)

@@ -20,6 +20,7 @@ from nodeipc import ProtocolError
 
 from .certificates import Certificates
 from .conftest import Log, eventually
+from .platforms import needs_descriptors
 from .tls_peers import VERSIONS, ByHand, World, client_context, listener, of_version, server_context, turns_while_idle
 
 Worlds = Callable[..., World]
@@ -67,6 +68,7 @@ def reset_on_close(sock: socket.socket) -> None:
 
 @pytest.mark.parametrize('says', [b'', b'\x16', b'\x16\x03\x01'], ids=['nothing', 'one byte', 'three bytes'])
 def test_a_thousand_peers_that_do_not_shake_hands_delay_nobody(world: Worlds, crowd: Any, says: bytes) -> None:
+    needs_descriptors(1000)
     here = world(connect_timeout=60_000).start()
     here.server.on('message', lambda data, socket: socket.emit('message', data))
     before, before_log = here.connect()

@@ -24,6 +24,7 @@ import nodeipc
 from nodeipc import wire
 
 from ..conftest import Log, eventually
+from ..platforms import needs_descriptors
 from . import shortage_programs
 from .stuck_running import Programs, findings, heard
 
@@ -409,6 +410,7 @@ def test_two_thousand_connections_at_once(program: Programs, bystander: Callable
     import resource
 
     count = 2000
+    needs_descriptors(count)
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < count + 200:
         pytest.skip('this system does not allow so many descriptors')
     server, clients = program('many_served', 'unix'), program('many_clients', count)
