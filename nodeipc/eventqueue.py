@@ -11,7 +11,7 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Deque, Dict, FrozenSet, Generic, Iterable, Optional, Protocol, Tuple, TypeVar
 
-from .deadline import Deadline
+from .deadline import Deadline, waits
 from .errors import RequestTimeout
 from .reentry import calls_out
 
@@ -207,14 +207,16 @@ class EventQueue(Generic[S]):
     @calls_out  # waits without a lock
     def wait(self, timeout: Optional[float]) -> bool:
         """Wait until it is worth to `take`; False if that does not come in `timeout` seconds."""
-        try:
-            if timeout is None or timeout > 0:
-                self._bell.get(timeout=timeout)
-            else:
-                self._bell.get(False)  # PyPy takes no timeout then
-        except Empty:
-            return False
-        return True
+        for seconds in waits(timeout):
+            try:
+                if seconds:
+                    self._bell.get(timeout=None if seconds < 0 else seconds)
+                else:
+                    self._bell.get(False)  # PyPy takes no timeout then
+                return True
+            except Empty:
+                pass
+        return False
 
     def take(self) -> Optional[Tuple[S, Optional[str], Any]]:
         """Return what comes next, or None if there is nothing yet. A type of None is a gap.

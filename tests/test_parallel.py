@@ -14,8 +14,9 @@ from typing import Callable, Dict, List
 import pytest
 
 from .conftest import eventually
+from .parallel import cores
 
-pytestmark = pytest.mark.skipif((os.cpu_count() or 1) == 1, reason='one core, one process')
+pytestmark = pytest.mark.skipif(cores() == 1, reason='one core, one process')
 
 Start = Callable[..., 'subprocess.Popen[str]']
 
@@ -34,6 +35,26 @@ def test_second(session, what): pass
 """
 
 
+DYING = """
+import atexit, os, time
+def child():
+    for _ in range(600):
+        if os.path.exists('enough'):
+            break
+        time.sleep(0.1)
+    os._exit(0)
+def test_death(): %s
+"""
+# The next file is asked for before the last test, so these are not the last.
+WAITING = """
+import os, pathlib, time
+def test_wait(session):
+    (pathlib.Path(__file__).parent / f'waits-{os.getpid()}').write_text('')
+    time.sleep(60)
+def test_last(): pass
+"""
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
     def start_tests(files: Dict[str, str], *arguments: str) -> subprocess.Popen[str]:
@@ -41,17 +62,25 @@ def start(tmp_path: Path) -> Start:
         for name, text in files.items():
             (tmp_path / f'test_{name}.py').write_text(text)
         command = [sys.executable, '-m', 'pytest', '-p', 'tests.parallel', '-c', os.devnull, f'--rootdir={tmp_path}']
-        return subprocess.Popen(
-            [*command, '-p', 'no:cacheprovider', str(tmp_path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=os.getcwd()),
-        )  # fmt: skip
+        environment = dict(os.environ, PYTHONPATH=os.getcwd(), PYTEST_ADDOPTS='')
+        with (tmp_path / 'stderr').open('w') as stderr:  # no pipe: who is forked may keep it open
+            return subprocess.Popen(
+                [*command, '-p', 'no:cacheprovider', str(tmp_path), *arguments], cwd=tmp_path, env=environment,
+                stdout=subprocess.PIPE, stderr=stderr, text=True,
+            )  # fmt: skip
 
     return start_tests
 
 
+def assert_ended(tmp_path: Path) -> None:
+    for path in tmp_path.glob('waits-*'):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name[len('waits-'):]), 0)
+
+
 def lines(process: subprocess.Popen[str], status: int) -> List[str]:
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == status, out + err
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == status, out
     return out.splitlines()
 
 
@@ -65,12 +94,29 @@ def test_each_test_is_run_once_and_told_as_usual(start: Start, tmp_path: Path) -
     assert 'SKIPPED [1] test_c.py:3: why not' in output
     assert 'FAILED test_c.py::test_bad - assert 1 == 2' in output
     assert re.fullmatch(r'=+ 1 failed, 6 passed, 1 skipped in .* =+', output[-1])
-    assert 1 <= len(list(tmp_path.glob('ended-*'))) <= os.cpu_count()  # what is there for a session was there once in each
+    assert 1 <= len(list(tmp_path.glob('ended-*'))) <= cores()  # what is there for a session was there once in each
 
 
-def test_a_process_that_dies_fails_the_run(start: Start) -> None:
-    output = lines(start({'a': ONE, 'b': 'import os\ndef test_death(): os._exit(0)\n'}), 1)
-    assert any('a process that runs tests has ended' in line for line in output)
+@pytest.mark.parametrize('death', [
+    'os._exit(0)',
+    'os.fork() and os._exit(0) or child()',  # which has its end of the connection
+    'atexit.register(os._exit, 3)',  # after the last test
+])  # fmt: skip
+def test_a_process_that_dies_fails_the_run(start: Start, tmp_path: Path, death: str) -> None:
+    output = lines(start({'a': ONE, 'b': DYING % death, 'c': ONE}), 1)
+    (tmp_path / 'enough').touch()
+    (told,) = (line for line in output if line.startswith('!'))
+    assert re.search(r'ended with status 0, before test_[bc]\.py was done|process has ended with status 3', told)
+
+
+def test_what_is_known_is_told_when_it_is_interrupted(start: Start, tmp_path: Path) -> None:
+    process = start({'a': 'def test_bad(): assert 1 == 2\n' + WAITING, 'b': ONE})
+    eventually(lambda: list(tmp_path.glob('waits-*')))
+    process.send_signal(signal.SIGINT)
+    output = lines(process, 2)
+    assert 'FAILED test_a.py::test_bad - assert 1 == 2' in output
+    assert_ended(tmp_path)
+    assert list(tmp_path.glob('ended-*'))  # and cleaned up
 
 
 def test_what_cannot_be_collected_or_chosen_is_told_once(start: Start) -> None:
@@ -78,22 +124,6 @@ def test_what_cannot_be_collected_or_chosen_is_told_once(start: Start) -> None:
     assert sum(line.startswith('E   ModuleNotFoundError') for line in output) == 1
     assert '2 passed, 2 deselected' in lines(start({'b': ONE}, '-k', 'second'), 0)[-1]
     assert '4 deselected' in lines(start({}, '-k', 'nothing'), 5)[-1]
-
-
-# The next file is asked for before the last test, so these are not the last.
-WAITING = """
-import os, pathlib, time
-def test_wait():
-    (pathlib.Path(__file__).parent / f'waits-{os.getpid()}').write_text('')
-    time.sleep(60)
-def test_last(): pass
-"""
-
-
-def assert_ended(tmp_path: Path) -> None:
-    for path in tmp_path.glob('waits-*'):
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(path.name[len('waits-'):]), 0)
 
 
 def test_the_first_failure_may_end_it(start: Start, tmp_path: Path) -> None:
