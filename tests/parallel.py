@@ -114,6 +114,16 @@ class _Process:
         except (EOFError, OSError):
             return self.last_words()
 
+    def rest(self) -> Iterator[Any]:
+        """The reports that it has sent and that were not received."""
+        try:
+            while self.connection.poll():
+                message = self.connection.recv()
+                if not isinstance(message, str):
+                    yield message
+        except (EOFError, OSError):
+            pass
+
     def give(self, tests: Optional[List[Test]]) -> None:
         if tests is not None:
             self._given = _file(tests[0][1])
@@ -158,6 +168,8 @@ class _Parent:
                     raise _failed(session, f'after the last test a process has ended with status {status}; see stderr')
         finally:
             for process in processes:
+                for message in process.rest():
+                    _take(session, process, message)
                 _show(session, process)
             for process in processes:
                 process.end()
@@ -178,13 +190,17 @@ class _Parent:
                 elif isinstance(message, str):
                     raise _failed(session, message)
                 else:
-                    hook = session.config.hook
-                    report = hook.pytest_report_from_serializable(config=session.config, data=message)
-                    if process.reports and _file(process.reports[-1].nodeid) != _file(report.nodeid):
-                        _show(session, process)
-                        if session.shouldfail:  # -x
-                            raise session.Failed(session.shouldfail)
-                    process.reports.append(report)
+                    _take(session, process, message)
+                    if session.shouldfail:  # -x
+                        raise session.Failed(session.shouldfail)
+
+
+def _take(session: pytest.Session, process: _Process, message: Any) -> None:
+    """Keep the report that `message` is until its file is done; what is kept of another file is shown."""
+    report = session.config.hook.pytest_report_from_serializable(config=session.config, data=message)
+    if process.reports and _file(process.reports[-1].nodeid) != _file(report.nodeid):
+        _show(session, process)
+    process.reports.append(report)
 
 
 def _show(session: pytest.Session, process: _Process) -> None:
